@@ -1,0 +1,45 @@
+"""Errors that a user can act on.
+
+Every message is one paragraph that names the thing, the sizes involved and the way out. All derive
+from `AutoshardError`, itself a `ValueError`, so that `except ValueError` keeps working in scripts.
+"""
+
+
+class AutoshardError(ValueError):
+    """Base class of every error that autoshard raises on purpose."""
+
+
+class ModelError(AutoshardError):
+    """The model cannot be adapted: unknown kind, or a call signature that the batch does not fit."""
+
+
+class LossError(AutoshardError):
+    """No default loss fits the model's output and the batch."""
+
+
+class MeshError(AutoshardError):
+    """A mesh or topology cannot be parsed or built, or lacks the devices that were asked for."""
+
+
+class RuleError(AutoshardError):
+    """A rule set is unknown, names a missing mesh axis or dimension, or does not divide."""
+
+
+class BatchError(AutoshardError):
+    """A batch does not fit the plan: sizes that do not divide, missing or unexpected arrays."""
+
+
+class PlanError(AutoshardError):
+    """A plan is corrupt, of another version, or was made for another program or mesh."""
+
+
+class UnmodelledError(AutoshardError):
+    """Strict mode met a primitive that has no sharding rule."""
+
+
+class DeviceError(AutoshardError):
+    """The operation needs devices that this process does not have."""
+
+
+class CheckpointError(AutoshardError):
+    """A checkpoint directory is foreign, unwritable or holds nothing that can be restored."""

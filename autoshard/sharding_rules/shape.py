@@ -1,0 +1,192 @@
+"""Rules of operations that move, merge, split, cut or join dimensions without arithmetic."""
+
+import math
+from collections.abc import Sequence
+
+from autoshard.factors import DimFactors, FactorRole, OpRule, RuleWriter
+from autoshard.graph import Op, OpGraph
+
+BLOCKED = FactorRole.BLOCKED
+
+
+def reshape(op: Op, graph: OpGraph) -> OpRule:
+    """Both shapes refined into common factors, major to minor.
+
+    A pair such as 12x8 -> 8x12 has no nested refinement: the greatest common divisor is split off
+    the major side and the coprime rest is blocked.
+    """
+    source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    writer = RuleWriter()
+    operand: list[DimFactors] = [() for _ in source]
+    result: list[DimFactors] = [() for _ in target]
+    left = [(d, s) for d, s in enumerate(source) if s != 1][::-1]
+    right = [(d, s) for d, s in enumerate(target) if s != 1][::-1]
+    while left and right:
+        (i, a), (j, b) = left.pop(), right.pop()
+        common = math.gcd(a, b)
+        if common > 1:
+            factor = writer.new(common)
+            operand[i] += factor
+            result[j] += factor
+            if a > common:
+                left.append((i, a // common))
+            if b > common:
+                right.append((j, b // common))
+            continue
+        # Coprime: block dimensions on both sides until their products meet again.
+        product_a, product_b = a, b
+        operand[i] += writer.new(a, BLOCKED)
+        result[j] += writer.new(b, BLOCKED)
+        while product_a != product_b:
+            if product_a < product_b:
+                i, a = left.pop()
+                product_a *= a
+                operand[i] += writer.new(a, BLOCKED)
+            else:
+                j, b = right.pop()
+                product_b *= b
+                result[j] += writer.new(b, BLOCKED)
+    return writer.rule([tuple(operand)], [tuple(result)])
+
+
+def broadcast_in_dim(op: Op, graph: OpGraph) -> OpRule:
+    """Operand dimension i is result dimension `broadcast_dimensions[i]`; the others are new."""
+    source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    writer = RuleWriter()
+    letters = writer.dims(target)
+    operand = tuple(
+        letters[int(d)] if size == target[int(d)] else ()
+        for d, size in zip(op.params["broadcast_dimensions"], source, strict=True)
+    )
+    return writer.rule([operand, *(() for _ in op.inputs[1:])], [letters])
+
+
+def transpose(op: Op, graph: OpGraph) -> OpRule:
+    """A permutation of dimensions."""
+    writer = RuleWriter()
+    letters = writer.dims(graph.shape(op.inputs[0]))
+    return writer.rule([letters], [tuple(letters[int(d)] for d in op.params["permutation"])])
+
+
+def squeeze(op: Op, graph: OpGraph) -> OpRule:
+    """Drops dimensions of size 1."""
+    shape = graph.shape(op.inputs[0])
+    dropped = {int(d) % len(shape) for d in op.params["dimensions"]}
+    writer = RuleWriter()
+    letters = writer.dims(shape)
+    return writer.rule([letters], [tuple(x for d, x in enumerate(letters) if d not in dropped)])
+
+
+def expand_dims(op: Op, graph: OpGraph) -> OpRule:
+    """Adds dimensions of size 1."""
+    target = graph.shape(op.outputs[0])
+    added = {int(d) % len(target) for d in op.params["dimensions"]}
+    writer = RuleWriter()
+    letters = writer.dims(graph.shape(op.inputs[0]))
+    remaining = iter(letters)
+    result = tuple(() if d in added else next(remaining) for d in range(len(target)))
+    return writer.rule([letters], [result])
+
+
+def _cut(writer: RuleWriter, shapes: Sequence[tuple[int, ...]]) -> list[tuple[DimFactors, ...]]:
+    """Dimensions of equal size in all shapes are shared; where sizes differ each has its own, blocked."""
+    arrays: list[list[DimFactors]] = [[] for _ in shapes]
+    for sizes in zip(*shapes, strict=True):
+        shared = writer.new(sizes[0]) if len(set(sizes)) == 1 else None
+        for array, size in zip(arrays, sizes, strict=True):
+            array.append(writer.new(size, BLOCKED) if shared is None else shared)
+    return [tuple(array) for array in arrays]
+
+
+def resized(op: Op, graph: OpGraph) -> OpRule:
+    """`slice`, `pad`, `split`, `concatenate`: one dimension changes its size, the rest are untouched."""
+    rank = len(graph.shape(op.outputs[0]))
+    arrays = [v for v in op.inputs if len(graph.shape(v)) == rank]
+    writer = RuleWriter()
+    cut = _cut(writer, [graph.shape(v) for v in (*arrays, *op.outputs)])
+    position = iter(cut)
+    operands = [
+        next(position) if len(graph.shape(v)) == rank else writer.dims(graph.shape(v))
+        for v in op.inputs
+    ]
+    return writer.rule(operands, list(position))
+
+
+def dynamic_slice(op: Op, graph: OpGraph) -> OpRule:
+    """Whole dimensions pass; sliced ones are blocked. The start indices are scalars."""
+    writer = RuleWriter()
+    operand, result = _cut(writer, [graph.shape(op.inputs[0]), graph.shape(op.outputs[0])])
+    return writer.rule([operand, *(() for _ in op.inputs[1:])], [result])
+
+
+def dynamic_update_slice(op: Op, graph: OpGraph) -> OpRule:
+    """The operand keeps its layout; the update shares the dimensions that it fills wholly."""
+    shape, update_shape = graph.shape(op.inputs[0]), graph.shape(op.inputs[1])
+    writer = RuleWriter()
+    letters = writer.dims(shape)
+    update = tuple(
+        letters[d] if size == shape[d] else writer.new(size, BLOCKED)
+        for d, size in enumerate(update_shape)
+    )
+    return writer.rule([letters, update, *(() for _ in op.inputs[2:])], [letters])
+
+
+def rev(op: Op, graph: OpGraph) -> OpRule:
+    """Reversed dimensions keep their layout but must be whole."""
+    reversed_dims = {int(d) for d in op.params["dimensions"]}
+    writer = RuleWriter()
+    letters = tuple(
+        writer.new(size, BLOCKED if d in reversed_dims else FactorRole.PARALLEL)
+        for d, size in enumerate(graph.shape(op.inputs[0]))
+    )
+    return writer.rule([letters], [letters])
+
+
+def stack(op: Op, graph: OpGraph) -> OpRule:
+    """Equal operands joined along a new dimension `axis`."""
+    writer = RuleWriter()
+    letters = writer.dims(graph.shape(op.inputs[0]))
+    axis = int(op.params.get("axis", 0)) % (len(letters) + 1)
+    new = writer.new(len(op.inputs), BLOCKED)
+    return writer.rule([letters] * len(op.inputs), [(*letters[:axis], new, *letters[axis:])])
+
+
+def unstack(op: Op, graph: OpGraph) -> OpRule:
+    """The reverse of `stack`."""
+    shape = graph.shape(op.inputs[0])
+    axis = int(op.params.get("axis", 0)) % len(shape)
+    writer = RuleWriter()
+    letters = tuple(
+        writer.new(size, BLOCKED if d == axis else FactorRole.PARALLEL)
+        for d, size in enumerate(shape)
+    )
+    rest = (*letters[:axis], *letters[axis + 1 :])
+    return writer.rule([letters], [rest] * len(op.outputs))
+
+
+def tile(op: Op, graph: OpGraph) -> OpRule:
+    """Each dimension repeated: result dimension = (repetitions, dimension)."""
+    source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    writer = RuleWriter()
+    letters = writer.dims(source)
+    extra = len(target) - len(source)
+    result = list(writer.dims(target[:extra]))
+    for d, size in enumerate(source):
+        result.append(writer.new(target[extra + d] // size) + letters[d])
+    return writer.rule([letters], [tuple(result)])
+
+
+def scan_xs(op: Op, graph: OpGraph) -> OpRule:
+    """One iteration's slice: the leading dimension must be whole, the rest pass."""
+    writer = RuleWriter()
+    length = writer.new(graph.shape(op.inputs[0])[0], BLOCKED)
+    letters = writer.dims(graph.shape(op.outputs[0]))
+    return writer.rule([(length, *letters)], [letters])
+
+
+def scan_ys(op: Op, graph: OpGraph) -> OpRule:
+    """The stack of emitted values."""
+    writer = RuleWriter()
+    length = writer.new(graph.shape(op.outputs[0])[0], BLOCKED)
+    letters = writer.dims(graph.shape(op.inputs[0]))
+    return writer.rule([letters], [(length, *letters)])
