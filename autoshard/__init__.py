@@ -1,0 +1,56 @@
+"""autoshard: plans, compiles and checks the parallel execution of Flax models.
+
+    compiled = autoshard.compile(model, mesh)
+    state = compiled.init(rng, batch)
+    state, metrics = compiled.step(state, batch)
+    print(compiled.plan.explain())
+"""
+
+from autoshard import rule_sets as rules
+from autoshard.api import compile, default_optimizer
+from autoshard.checkpoint import Checkpointer
+from autoshard.compiled_function import CompiledFunction
+from autoshard.compiled_model import CompiledModel
+from autoshard.errors import (
+    AutoshardError,
+    BatchError,
+    CheckpointError,
+    DeviceError,
+    LossError,
+    MeshError,
+    ModelError,
+    PlanError,
+    RuleError,
+    UnmodelledError,
+)
+from autoshard.mesh_shape import MeshShape
+from autoshard.plan import Plan
+from autoshard.precision import Precision
+from autoshard.rule_sets import RuleSet
+from autoshard.state import TrainState
+from autoshard.topology import Topology
+
+__all__ = [
+    "AutoshardError",
+    "BatchError",
+    "CheckpointError",
+    "Checkpointer",
+    "CompiledFunction",
+    "CompiledModel",
+    "DeviceError",
+    "LossError",
+    "MeshError",
+    "MeshShape",
+    "ModelError",
+    "Plan",
+    "PlanError",
+    "Precision",
+    "RuleError",
+    "RuleSet",
+    "Topology",
+    "TrainState",
+    "UnmodelledError",
+    "compile",
+    "default_optimizer",
+    "rules",
+]

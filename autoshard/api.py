@@ -1,0 +1,119 @@
+"""`autoshard.compile`: the whole toolkit behind one call.
+
+    adapt    linen | nnx -> pure functions                      adapters
+    trace    forward loss program and the roles of its inputs    trace
+    analyse  factor rules -> named dimensions, structure         named_dims, structure, dim_names
+    choose   rule sets -> layouts, by estimated cost             rule_sets, layouts, search
+    check    the plan against program and mesh                   validate
+    lower    autodiff, optimizer, constraints, jit               lower
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import optax
+from flax import linen, nnx
+
+from autoshard import rule_sets
+from autoshard.adapters import adapt, is_model
+from autoshard.compiled_function import CompiledFunction
+from autoshard.compiled_model import CompiledModel, Recipe
+from autoshard.errors import ModelError
+from autoshard.losses import Loss, default_loss
+from autoshard.plan import Plan
+from autoshard.planning import Wishes
+from autoshard.precision import Precision
+from autoshard.topology import resolve
+from passes.program import Role
+
+TASKS = ("train", "eval")
+
+
+def default_optimizer(
+    learning_rate: float = 3e-4, warmup_steps: int = 100, total_steps: int = 10_000
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay to a tenth."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup_steps, total_steps, end_value=learning_rate / 10
+    )
+    return optax.adamw(schedule, weight_decay=0.01)
+
+
+@overload
+def compile(
+    model: linen.Module | nnx.Module, mesh: Any, **keywords: Any
+) -> CompiledModel: ...
+
+
+@overload
+def compile(model: Callable[..., Any], mesh: Any, **keywords: Any) -> Any: ...
+
+
+def compile(
+    model: Any,
+    mesh: Any,
+    *,
+    batch: Any = None,
+    loss: Loss | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    rules: Any = "auto",
+    task: str = "train",
+    dtype: Precision | str | None = None,
+    donate: bool = True,
+    strict: bool = False,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    memory_limit_bytes: int | None = None,
+    argument_roles: Sequence[Role | str] | None = None,
+) -> CompiledModel | CompiledFunction:
+    """Plan and compile a model for a mesh.
+
+    Args:
+      model: a `flax.linen.Module`, a `flax.nnx.Module`, a function `rngs -> nnx.Module`, or a plain
+        function of arrays (then only its arguments are laid out).
+      mesh: a `jax.sharding.Mesh`, a `Topology`, `"cpu:8"` (the planner picks the shape) or
+        `"data=2,model=4"`. Axis names are free; the plan says what each is used for.
+      batch: arrays or ShapeDtypeStructs of one global batch; for a plain function the tuple of its
+        arguments. Without it, planning waits for the first `init` or `step`.
+      loss: (outputs, batch) -> scalar, or (scalar, dict of scalars). Default: next-token or
+        classification cross-entropy, by the shapes (`autoshard.losses.default_loss`).
+      optimizer: any optax transformation; default `default_optimizer()`.
+      rules: a rule set's name (`data`, `redco`, `zero1` to `zero3`, `logical`, `auto`), several joined by
+        `+`, a `RuleSet`, a pair (dimension, axis), or a list of these.
+      task: `train`, or `eval` for a model without optimizer.
+      dtype: compute dtype (parameters are stored in float32), or a `Precision`.
+      donate: whether `step` reuses the memory of the state that it is given.
+      strict: raise where a primitive has no sharding rule or a rule could be applied only in part.
+      plan: a `Plan`, or the path of a saved one, to use instead of planning.
+      memory_limit_bytes: bytes that one device may hold; layouts estimated above it are not chosen.
+      argument_roles: for a plain function, `parameter` or `batch` for each argument; by default the
+        last is the batch and those before it are parameters.
+
+    Returns:
+      A `CompiledModel`, or a `CompiledFunction` for a plain function.
+
+    Raises:
+      ModelError, MeshError, RuleError, BatchError, LossError, PlanError, UnmodelledError: see
+        `autoshard.errors`; each message names the remedy.
+    """
+    if task not in TASKS:
+        raise ModelError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    target = resolve(mesh)
+    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes)
+    given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
+    if not is_model(model):
+        if not callable(model):
+            adapt(model)  # raises, naming what can be passed
+        arguments = batch if isinstance(batch, tuple) or batch is None else (batch,)
+        roles = tuple(Role(role) for role in argument_roles) if argument_roles else None
+        return CompiledFunction(model, target, wishes, arguments, roles, given)
+    recipe = Recipe(
+        functions=adapt(model),
+        loss=loss or default_loss,
+        optimizer=(optimizer or default_optimizer()) if task == "train" else None,
+        target=target,
+        wishes=wishes,
+        precision=Precision.of(dtype),
+        donate=donate,
+    )
+    return CompiledModel(recipe, batch, given)

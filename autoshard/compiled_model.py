@@ -1,0 +1,333 @@
+"""A model compiled for a mesh: what `autoshard.compile` returns for a Flax model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from autoshard import lower as lowering
+from autoshard import planning
+from autoshard.adapters import ModelFunctions, path_name
+from autoshard.errors import BatchError, PlanError
+from autoshard.layouts import Layout
+from autoshard.losses import Loss
+from autoshard.plan import Plan
+from autoshard.precision import Precision
+from autoshard.report import MemoryReport, memory_report
+from autoshard.state import TrainState
+from autoshard.topology import Target
+from autoshard.trace import TracedModel, abstract, trace_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything about a model but the batch.
+
+    Attributes:
+      functions: the model as pure functions.
+      loss: (outputs, batch) -> scalar, or (scalar, dict of scalars).
+      optimizer: None when the task does not train.
+      target: where it is to run.
+      wishes: what the user asked of the planner.
+      precision: dtype policy.
+      donate: whether `step` reuses the memory of the state that it is given.
+    """
+
+    functions: ModelFunctions
+    loss: Loss
+    optimizer: optax.GradientTransformation | None
+    target: Target
+    wishes: planning.Wishes
+    precision: Precision
+    donate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    traced: TracedModel
+    plan: Plan
+    opt_state: Any
+
+
+class CompiledModel:
+    """A Flax model with a plan for a mesh.
+
+    Planning needs the batch's shapes. Without `batch` it happens at the first `init` or `step`, as
+    tracing does with `jax.jit`. Batches of other sizes are compiled when they first come, under the same
+    plan.
+    """
+
+    def __init__(self, recipe: Recipe, batch: Any = None, plan: Plan | None = None) -> None:
+        self._recipe = recipe
+        self._given_plan = plan
+        self._planned: _Planned | None = None
+        self._mesh: Mesh | None = None
+        self._executables: dict[Any, jax.stages.Compiled] = {}
+        self._batch_shardings: dict[Any, Any] = {}
+        if batch is not None:
+            self._plan_for(batch)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+          PlanError: nothing is planned yet.
+        """
+        return self._ready().plan
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of real devices, its axes split where the plan needs it.
+
+        Raises:
+          DeviceError: the devices are not here.
+        """
+        if self._mesh is None:
+            self._mesh = self._recipe.target.mesh(self.plan.mesh)
+        return self._mesh
+
+    @property
+    def state_sharding(self) -> TrainState:
+        """A `TrainState` of `NamedSharding`."""
+        ready = self._ready()
+        return self._shardings(ready.traced).state
+
+    @property
+    def batch_sharding(self) -> Any:
+        """Shardings of the batch that was planned for."""
+        return self._shardings(self._ready().traced).batch
+
+    @property
+    def abstract_state(self) -> TrainState:
+        """A `TrainState` of `jax.ShapeDtypeStruct` with shardings: what to restore a checkpoint into."""
+        ready = self._ready()
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        state = TrainState(
+            step=jax.ShapeDtypeStruct((), jnp.int32),
+            params=ready.traced.params,
+            opt_state=ready.opt_state,
+            model_state=ready.traced.model_state,
+            rng=key,
+        )
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.state_sharding
+        )
+
+    def init(self, rng: Any, batch: Any = None) -> TrainState:
+        """A fresh training state, every array made on its own devices.
+
+        Args:
+          rng: a PRNG key or an integer seed.
+          batch: arrays or ShapeDtypeStructs, if nothing is planned yet.
+        """
+        if batch is not None and self._planned is None:
+            self._plan_for(batch)
+        ready = self._ready()
+        key = _as_key(rng)
+        sharding = self.state_sharding
+        recipe = self._recipe
+        if recipe.functions.initial is not None:
+            return self._place_initial(key, sharding)
+        make = lowering.make_init(
+            recipe.functions.init, recipe.optimizer, ready.traced.batch, recipe.precision.params
+        )
+        return jax.jit(make, out_shardings=sharding)(key)
+
+    def _place_initial(self, key: Any, sharding: TrainState) -> TrainState:
+        """The state of a model that the user had built already."""
+        assert self._recipe.functions.initial is not None
+        params, model_state = self._recipe.functions.initial
+        optimizer, dtype = self._recipe.optimizer, self._recipe.precision.params
+        make = lowering.make_init(lambda rng, batch: (params, model_state), None, None, dtype)
+        without = dataclasses.replace(sharding, opt_state=None)
+        state = jax.device_put(make(key), without)
+        if optimizer is None:
+            return state
+        opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(state.params)
+        return dataclasses.replace(state, opt_state=opt_state)
+
+    def step(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One update. Returns the new state and `{"loss", "grad_norm", ...}`; `state` is consumed.
+
+        Raises:
+          PlanError: the task does not train.
+          BatchError: the batch does not fit the plan.
+          DeviceError: the devices are not here.
+        """
+        self._check_trains()
+        return self._run("step", state, batch)
+
+    def eval(self, state: TrainState, batch: Any) -> dict[str, jax.Array]:
+        """The loss of a batch, with dropout off and nothing updated."""
+        return self._run("eval", state, batch)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step (or evaluation) lowered for the planned batch."""
+        return self._lower(
+            "step" if self._recipe.optimizer is not None else "eval", self._ready().traced
+        )
+
+    def memory_report(self) -> MemoryReport:
+        """The compiler's memory figures beside the plan's. Compiles the step if it is not yet."""
+        ready = self._ready()
+        kind = "step" if self._recipe.optimizer is not None else "eval"
+        return memory_report(ready.plan.cost.memory, self._executable(kind, ready.traced.batch))
+
+    def _check_trains(self) -> None:
+        if self._recipe.optimizer is None:
+            raise PlanError(
+                f"this was compiled with task={self._recipe.wishes.task!r}, which has no optimizer: "
+                "compile with task='train' to call step"
+            )
+
+    def _ready(self) -> _Planned:
+        if self._planned is None:
+            raise PlanError(
+                "nothing is planned yet, because the batch's shapes are not known: pass batch= to "
+                "autoshard.compile, or call init(rng, batch) first"
+            )
+        return self._planned
+
+    def _plan_for(self, batch: Any) -> None:
+        recipe = self._recipe
+        traced = self._trace("step" if recipe.optimizer is not None else "eval", batch)
+        opt_state = lowering.abstract_optimizer(recipe.optimizer, traced.params)
+        plan = self._given_plan
+        if plan is not None:
+            planning.check(plan, traced.program, recipe.target)
+        else:
+
+            def optimizer_bytes(layout: Layout) -> int:
+                return lowering.optimizer_bytes(layout, opt_state)
+
+            plan = planning.make(traced.program, recipe.target, recipe.wishes, optimizer_bytes)
+        self._planned = _Planned(traced, plan, opt_state)
+
+    def _trace(self, kind: str, batch: Any) -> TracedModel:
+        recipe = self._recipe
+        return trace_model(recipe.functions, recipe.loss, batch, kind == "step", recipe.precision)
+
+    def _shardings(self, traced: TracedModel) -> lowering.Shardings:
+        ready = self._ready()
+        return lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+
+    def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
+        if self._planned is None:
+            self._plan_for(batch)
+        executable = self._executable(kind, batch)
+        placed = self._place(batch)
+        try:
+            return executable(state, placed)
+        except (TypeError, ValueError) as error:
+            problem = self._state_problem(state)
+            if problem is None:
+                raise
+            raise PlanError(problem) from error
+
+    def _state_problem(self, state: TrainState) -> str | None:
+        """What is wrong with a state that the compiled step refused, in words."""
+        wanted = self.abstract_state
+        if jax.tree.structure(state) != jax.tree.structure(wanted):
+            return (
+                "the state has another structure than this model's and optimizer's: make it with "
+                "init, or restore it into `abstract_state`"
+            )
+        pairs = zip(
+            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(wanted), strict=True
+        )
+        for (path, have), want in pairs:
+            if have.shape != want.shape or have.dtype != want.dtype:
+                return (
+                    f"{path_name(path)} of the state is {have.dtype}{list(have.shape)} and the plan "
+                    f"has {want.dtype}{list(want.shape)}: make the state with init"
+                )
+            if not have.sharding.is_equivalent_to(want.sharding, have.ndim):
+                return (
+                    f"{path_name(path)} of the state is laid out as {have.sharding} and the plan has "
+                    f"{want.sharding}: move it with jax.device_put(state, compiled.state_sharding)"
+                )
+        return None
+
+    def _batch_key(self, batch: Any) -> Any:
+        specs = abstract(batch)
+        leaves, structure = jax.tree.flatten(specs)
+        return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+
+    def _place(self, batch: Any) -> Any:
+        shardings = self._batch_shardings[self._batch_key(batch)]
+        if jax.process_count() == 1:
+            return jax.device_put(batch, shardings)
+        return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+
+    def _check_batch(self, batch: Any) -> None:
+        planned = self._ready().traced.batch
+        given, wanted = jax.tree.structure(abstract(batch)), jax.tree.structure(planned)
+        if given != wanted:
+            raise BatchError(
+                f"the batch has structure {given} and the plan was made for {wanted}: pass batches "
+                "of one structure"
+            )
+        degree = self.plan.mesh.refined.shards(self.plan.data_parts)
+        pairs = zip(
+            jax.tree_util.tree_leaves_with_path(abstract(batch)), jax.tree.leaves(planned), strict=True
+        )
+        for (path, have), want in pairs:
+            if len(have.shape) != len(want.shape) or have.dtype != want.dtype:
+                raise BatchError(
+                    f"{path_name(path) or 'the batch'} is {have.dtype}{list(have.shape)} and the plan "
+                    f"was made for {want.dtype}{list(want.shape)}: only sizes may change"
+                )
+            if have.shape and have.shape[0] % degree:
+                raise BatchError(
+                    f"the batch dimension {have.shape[0]} of {path_name(path) or 'the batch'} does not "
+                    f"divide by the {degree} shards of the plan's data axes: use a multiple of {degree} "
+                    "(drop the remainder of the last batch, or pad it)"
+                )
+
+    def _executable(self, kind: str, batch: Any) -> jax.stages.Compiled:
+        key = (kind, self._batch_key(batch))
+        if key not in self._executables:
+            self._check_batch(batch)
+            ready = self._ready()
+            planned_kind = "step" if self._recipe.optimizer is not None else "eval"
+            same = kind == planned_kind and key[1] == self._batch_key(ready.traced.batch)
+            traced = ready.traced if same else self._trace(kind, batch)
+            self._batch_shardings[key[1]] = self._shardings(traced).batch
+            self._executables[key] = self._lower(kind, traced).compile()
+        return self._executables[key]
+
+    def _lower(self, kind: str, traced: TracedModel) -> jax.stages.Lowered:
+        shardings = self._shardings(traced)
+        specs = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            traced.batch,
+            shardings.batch,
+        )
+        recipe = self._recipe
+        if kind == "eval":
+            evaluate = lowering.make_eval(traced, shardings)
+            return jax.jit(evaluate).lower(self.abstract_state, specs)
+        self._check_trains()
+        assert recipe.optimizer is not None
+        step: Callable[..., Any] = lowering.make_step(traced, shardings, recipe.optimizer)
+        jitted = jax.jit(
+            step,
+            out_shardings=(shardings.state, None),
+            donate_argnums=(0,) if recipe.donate else (),
+        )
+        return jitted.lower(self.abstract_state, specs)
+
+
+def _as_key(rng: Any) -> Any:
+    """A typed key from a key, a legacy uint32 key or a seed."""
+    if isinstance(rng, int):
+        return jax.random.key(rng)
+    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        return rng
+    return jax.random.wrap_key_data(rng)
+

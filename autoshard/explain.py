@@ -1,0 +1,163 @@
+"""A plan as text for people."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from autoshard.layouts import ArrayLayout
+from autoshard.mesh_shape import Spec
+from passes.program import Role
+
+if TYPE_CHECKING:  # the plan module renders itself through this one
+    from autoshard.plan import Plan
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def format_bytes(size: float) -> str:
+    """`1.5 MiB`: three significant digits in binary units."""
+    power = min(int(math.log(size, 1024)), len(_UNITS) - 1) if size >= 1 else 0
+    scaled = size / 1024**power
+    if power == 0:
+        return f"{scaled:.0f} B"
+    return f"{scaled:.{max(0, 2 - int(math.log10(scaled)))}f} {_UNITS[power]}"
+
+
+def format_spec(spec: Spec) -> str:
+    """`(data, -, model)`: one entry a dimension, `-` where it is whole."""
+    return "(" + ", ".join("*".join(dim) or "-" for dim in spec) + ")"
+
+
+def group_path(path: str) -> str:
+    """A path without its layer numbers: `h_3/attn` and `layers/3/attn` become `h_*` and `layers/*`."""
+    return re.sub(r"(?<![^/_])\d+(?=/|$)", "*", path)
+
+
+def _table(*columns: str, right: Iterable[int] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def _arrays(plan: Plan) -> Table:
+    shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
+    groups: dict[tuple[object, ...], list[ArrayLayout]] = {}
+    for array in plan.arrays:
+        if array.leaf.role in (Role.RNG, Role.CONSTANT):
+            continue
+        key = (array.leaf.role, group_path(array.leaf.path), array.leaf.shape, array.dims,
+               array.compute, array.param, array.grad, array.opt, array.rule)  # fmt: skip
+        groups.setdefault(key, []).append(array)
+    table = _table("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule",
+                   "why", right=(1, 6))  # fmt: skip
+    for members in groups.values():
+        first = members[0]
+        degree = math.prod(shards[p] for dim in first.param for p in dim)
+        path = group_path(first.leaf.path) if len(members) > 1 else first.leaf.path
+        stored = format_spec(first.param) if first.param != first.compute else "="
+        if first.opt != first.param:
+            stored += f" opt {format_spec(first.opt)}"
+        table.add_row(
+            (path or "batch") + ("" if first.leaf.role is Role.PARAMETER else f" [{first.leaf.role.value}]"),
+            str(len(members)),
+            "x".join(map(str, first.leaf.shape)) or "scalar",
+            " x ".join(first.dims),
+            format_spec(first.compute),
+            stored,
+            format_bytes(len(members) * first.leaf.size_bytes / degree),
+            first.rule,
+            first.why,
+        )
+    return table
+
+
+def _costs(plan: Plan) -> Table:
+    cost, memory = plan.cost, plan.cost.memory
+    table = _table("per device and step", "estimated", right=(1,))
+    rows = [
+        ("parameters as stored", format_bytes(memory.parameters_bytes)),
+        ("optimizer state", format_bytes(memory.optimizer_bytes)),
+        ("gradients", format_bytes(memory.gradients_bytes)),
+        ("parameters gathered for use", format_bytes(memory.gathered_bytes)),
+        ("activations (rough)", format_bytes(memory.activations_bytes)),
+        ("sent for partial sums of activations", format_bytes(cost.tensor_bytes)),
+        ("sent to sum gradients", format_bytes(cost.gradient_bytes)),
+        ("sent to gather parameters", format_bytes(cost.gather_bytes)),
+        ("floating-point operations", f"{cost.flops:.3g}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    table = _table("rules", "mesh", "memory", "moved", "score", "verdict", right=(2, 3, 4))
+    for other in plan.alternatives:
+        table.add_row(
+            "+".join(other.rules),
+            other.mesh,
+            format_bytes(other.memory_bytes) if other.memory_bytes is not None else "-",
+            format_bytes(other.moved_bytes) if other.moved_bytes is not None else "-",
+            f"{other.score_s * 1e6:.4g}" if other.score_s is not None else "-",
+            other.verdict,
+        )
+    return table
+
+
+def axis_uses(plan: Plan) -> dict[str, str]:
+    """For each of the user's axes, in words, what it is used for."""
+    uses = {}
+    for axis, parts in zip(plan.mesh.shape.names, plan.mesh.parts, strict=True):
+        words = []
+        if any(p in plan.data_parts for p in parts):
+            words.append("batch")
+            if plan.zero_stage:
+                words.append(f"ZeRO stage {plan.zero_stage}")
+        sharded = dict.fromkeys(
+            name.split("*")[0]
+            for array in plan.arrays
+            if array.leaf.role is Role.PARAMETER
+            for name, dim in zip(array.dims, array.compute, strict=True)
+            if any(p in parts for p in dim)
+        )
+        if sharded:
+            words.append("tensor: " + ", ".join(sharded))
+        if len(parts) > 1:
+            split = " x ".join(str(plan.mesh.refined.size(p)) for p in parts)
+            words.append(f"split in {', '.join(parts)} ({split})")
+        uses[axis] = "; ".join(words) or "nothing"
+    return uses
+
+
+def explain(plan: Plan, width: int) -> str:
+    """Render a plan; see `Plan.explain`."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, highlight=False, markup=False)
+    console.print(
+        f"Plan for {plan.program.name} ({plan.task}) on {plan.topology}, mesh {plan.mesh.shape}, rules "
+        f"{'+'.join(plan.rules)}"
+    )
+    for axis, use in axis_uses(plan).items():
+        console.print(f"  axis {axis}={plan.mesh.shape.size(axis)}: {use}")
+    console.print()
+    console.print(_arrays(plan))
+    console.print(_costs(plan))
+    if plan.alternatives:
+        console.print("Considered (memory and bytes moved per device, score in microseconds on the "
+                      "reference chip, nothing overlapped; all estimated):")  # fmt: skip
+        console.print(_alternatives(plan))
+    for note in plan.notes:
+        console.print(f"note: {note}")
+    if plan.unmodelled:
+        listed = ", ".join(f"{name} ({count})" for name, count in plan.unmodelled)
+        console.print(f"unmodelled primitives, treated as if they needed whole arrays: {listed}")
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())

@@ -1,0 +1,298 @@
+"""From rule sets' choices to a layout of every array.
+
+Order of decisions: the batch over the data axes; classes of dimensions, in the order of the rule sets;
+single arrays, which override classes; last the storage of parameters, gradients and optimizer state, which
+adds data axes to how an array is used (ZeRO).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from autoshard.errors import BatchError
+from autoshard.mesh_shape import MeshShape, Spec, SplitMesh, coalesce, rename, split_into_primes
+from autoshard.named_dims import Analysis
+from autoshard.rule_sets.base import (
+    Choices,
+    ClassChoice,
+    LeafChoice,
+    RuleContext,
+    RuleSet,
+    Subject,
+    part_sizes,
+    take_parts,
+)
+from passes.program import Leaf, Role
+
+AtomParts = Mapping[int, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayLayout:
+    """Where one input of the program lives.
+
+    Attributes:
+      leaf: the array.
+      dims: names of its dimensions.
+      compute: how the forward and backward computation sees it.
+      param: how it is stored between steps.
+      grad: how its gradient is kept.
+      opt: how optimizer state of its shape is kept.
+      rule: the rule set that decided.
+      why: its reason.
+    """
+
+    leaf: Leaf
+    dims: tuple[str, ...]
+    compute: Spec
+    param: Spec
+    grad: Spec
+    opt: Spec
+    rule: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A layout of all inputs of a program on a mesh.
+
+    Attributes:
+      mesh: the mesh, its axes split where some array needs it.
+      rules: names of the rule sets.
+      zero_stage: 0 to 3.
+      data_parts: parts that shard the batch.
+      tensor_parts: parts that rule sets claimed.
+      arrays: one entry an input of the program.
+      notes: what the user should know.
+    """
+
+    mesh: SplitMesh
+    rules: tuple[str, ...]
+    zero_stage: int
+    data_parts: tuple[str, ...]
+    tensor_parts: tuple[str, ...]
+    arrays: tuple[ArrayLayout, ...]
+    notes: tuple[str, ...]
+
+
+def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Layout:
+    """Apply rule sets to a program on a mesh.
+
+    Raises:
+      RuleError: a rule cannot be applied.
+      BatchError: the batch does not divide by the data axes.
+    """
+    mesh = split_into_primes(shape)
+    claimed = {axis for rule in rules for axis in rule.claims(subject, shape)}
+    context = RuleContext(
+        subject=subject,
+        mesh=mesh,
+        data_parts=tuple(p for axis in shape.names if axis not in claimed for p in mesh.of(axis)),
+        tensor_parts=tuple(p for axis in shape.names if axis in claimed for p in mesh.of(axis)),
+        axis_rules=tuple(pair for rule in rules for pair in rule.axis_rules),
+    )
+    decided = [rule.decide(context) for rule in rules]
+    notes = [note for choices in decided for note in choices.notes]
+    batch = _batch_choices(context)
+    chosen = _classes([*batch, *(c for d in decided for c in d.classes)], context, notes)
+    stage = max((rule.zero_stage for rule in rules), default=0)
+    arrays = _arrays(context, chosen, decided, stage)
+    arrays, mesh, renamed = _coalesced(mesh, arrays)
+    return Layout(
+        mesh=mesh,
+        rules=tuple(rule.name for rule in rules),
+        zero_stage=stage,
+        data_parts=rename((context.data_parts,), renamed)[0],
+        tensor_parts=rename((context.tensor_parts,), renamed)[0],
+        arrays=arrays,
+        notes=tuple(notes),
+    )
+
+
+def _batch_choices(context: RuleContext) -> list[ClassChoice]:
+    """Shard dimension 0 of the batch's arrays over all data parts.
+
+    Raises:
+      BatchError: it does not divide.
+    """
+    analysis = context.subject.analysis
+    of_part = part_sizes(context.mesh)
+    choices: list[ClassChoice] = []
+    seen: set[int] = set()
+    for position in analysis.program.with_role(Role.BATCH):
+        leaf = analysis.program.inputs[position]
+        if not leaf.shape:
+            continue
+        degree = context.mesh.refined.shards(context.data_parts)
+        if leaf.shape[0] % degree:
+            raise BatchError(_batch_message(leaf, context, degree))
+        rest = context.data_parts
+        for atom in analysis.leaf_dims(position)[0]:
+            taken, rest = take_parts(of_part, rest, analysis.sizes[atom])
+            if taken and atom not in seen:
+                seen.add(atom)
+                choices.append(ClassChoice(atom, taken, "data", "the batch, over the data axes"))
+            if not rest or math.prod(of_part[p] for p in taken) != analysis.sizes[atom]:
+                break
+    return choices
+
+
+def _batch_message(leaf: Leaf, context: RuleContext, degree: int) -> str:
+    axes = dict.fromkeys(context.mesh.axis_of(p) for p in context.data_parts)
+    sizes = "*".join(f"{axis}={context.mesh.shape.size(axis)}" for axis in axes)
+    smaller = leaf.shape[0] < degree
+    problem = "is smaller than" if smaller else "does not divide by"
+    return (
+        f"the batch dimension {leaf.shape[0]} of {leaf.path or 'the batch'} {problem} the {degree} "
+        f"shards of the data axes ({sizes}): use a batch of "
+        f"{degree if smaller else -(-leaf.shape[0] // degree) * degree}, or a mesh with smaller data "
+        "axes (a tensor axis does not shard the batch)"
+    )
+
+
+def _classes(
+    choices: Sequence[ClassChoice], context: RuleContext, notes: list[str]
+) -> dict[int, ClassChoice]:
+    """The first choice for each class stands; one that meets another on the same axis is dropped."""
+    subject = context.subject
+    chosen: dict[int, ClassChoice] = {}
+    for choice in choices:
+        chosen.setdefault(choice.atom, choice)
+    dropped: set[int] = set()
+    for value, value_dims in enumerate(subject.analysis.dims):
+        if not subject.analysis.sources[value]:
+            continue
+        owner: dict[str, int] = {}
+        for dim in value_dims:
+            for atom in dim:
+                choice_or_none = chosen.get(atom)
+                if choice_or_none is None or atom in dropped:
+                    continue
+                for part in choice_or_none.parts:
+                    if owner.setdefault(part, atom) != atom:
+                        dropped.add(atom)
+    for atom in dropped:
+        other = chosen.pop(atom)
+        notes.append(
+            f"{subject.names.of[atom]} is not sharded over {context.mesh.axis_of(other.parts[0])}: some "
+            "array has it beside another dimension that this axis already shards"
+        )
+    return chosen
+
+
+def spec_of(dims: Sequence[Sequence[int]], parts: AtomParts, shards: Mapping[str, int],
+            sizes: Mapping[int, int]) -> Spec:
+    """The spec that classes give an array.
+
+    Within a dimension, an atom can be sharded only if those before it are sharded wholly. An atom that occurs
+    twice in an array is sharded at its first occurrence.
+    """  # fmt: skip
+    used: set[str] = set()
+    spec = []
+    for dim in dims:
+        entry: tuple[str, ...] = ()
+        for atom in dim:
+            own = tuple(p for p in parts.get(atom, ()) if p not in used)
+            entry += own
+            used.update(own)
+            if math.prod(shards[p] for p in own) != sizes[atom]:
+                break
+        spec.append(entry)
+    return tuple(spec)
+
+
+def _arrays(
+    context: RuleContext, chosen: Mapping[int, ClassChoice], decided: Sequence[Choices], stage: int
+) -> list[ArrayLayout]:
+    leaf_choices: dict[tuple[int, bool], LeafChoice] = {}
+    for choices in decided:
+        for choice in choices.leaves:
+            leaf_choices.setdefault((choice.position, choice.storage), choice)
+    analysis = context.subject.analysis
+    return [
+        _array(context, chosen, leaf_choices, position, stage)
+        for position in range(len(analysis.program.inputs))
+    ]
+
+
+def _array(
+    context: RuleContext,
+    chosen: Mapping[int, ClassChoice],
+    leaf_choices: Mapping[tuple[int, bool], LeafChoice],
+    position: int,
+    stage: int,
+) -> ArrayLayout:
+    analysis: Analysis = context.subject.analysis
+    leaf, dims = analysis.program.inputs[position], analysis.leaf_dims(position)
+    of_part = part_sizes(context.mesh)
+    compute = spec_of(dims, {a: c.parts for a, c in chosen.items()}, of_part, analysis.sizes)
+    deciding = [chosen[a] for dim in dims for a in dim if a in chosen]
+    rule, why = (deciding[0].rule, deciding[0].why) if deciding and any(compute) else ("", "replicated")
+    used = leaf_choices.get((position, False))
+    if used is not None:
+        compute, rule, why = used.spec, used.rule, used.why
+    stored = compute
+    kept = leaf_choices.get((position, True))
+    if kept is not None:
+        stored = tuple(c + s for c, s in zip(compute, kept.spec, strict=True))
+        rule, why = kept.rule, kept.why
+    labels = context.subject.names.label(dims)
+    if leaf.role is not Role.PARAMETER:
+        return ArrayLayout(leaf, labels, compute, compute, compute, compute, rule, why)
+    sharded = _spread(leaf.shape, stored, context.data_parts, of_part) if stage else stored
+    if stage and sharded != stored:
+        rule = f"{rule}+zero{stage}" if rule else f"zero{stage}"
+        why = f"{why}; " if why != "replicated" else ""
+        kinds = ("optimizer state", "gradient and optimizer state", "storage")[stage - 1]
+        why += f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, context.data_parts)))}"
+    return ArrayLayout(
+        leaf=leaf,
+        dims=labels,
+        compute=compute,
+        param=sharded if stage >= 3 else stored,
+        grad=sharded if stage >= 2 else stored,
+        opt=sharded,
+        rule=rule or "data",
+        why=why,
+    )
+
+
+def _spread(
+    shape: tuple[int, ...], spec: Spec, parts: tuple[str, ...], of_part: Mapping[str, int]
+) -> Spec:
+    """Add data parts to a spec: all to one dimension if one takes them, else as many as dimensions take.
+
+    A dimension that is not sharded yet is preferred, so that gathering is one contiguous all-gather;
+    among those, the largest.
+    """
+    already = {p for dim in spec for p in dim}
+    parts = tuple(p for p in parts if p not in already)
+    local = [
+        size // math.prod(of_part[p] for p in dim) for size, dim in zip(shape, spec, strict=True)
+    ]
+    order = sorted(range(len(shape)), key=lambda d: (bool(spec[d]), -local[d], d))
+    total = math.prod(of_part[p] for p in parts)
+    whole = [d for d in order if local[d] % total == 0 and local[d] >= total]
+    result = list(spec)
+    for d in whole[:1] or order:
+        taken, parts = take_parts(of_part, parts, local[d])
+        result[d] = result[d] + taken
+    return tuple(result)
+
+
+def _coalesced(
+    mesh: SplitMesh, arrays: Sequence[ArrayLayout]
+) -> tuple[tuple[ArrayLayout, ...], SplitMesh, Mapping[str, str]]:
+    specs = [s for a in arrays for s in (a.compute, a.param, a.grad, a.opt)]
+    smaller, renamed = coalesce(mesh, specs)
+    done = tuple(
+        dataclasses.replace(
+            a,
+            compute=rename(a.compute, renamed),
+            param=rename(a.param, renamed),
+            grad=rename(a.grad, renamed),
+            opt=rename(a.opt, renamed),
+        )
+        for a in arrays
+    )
+    return done, smaller, renamed

@@ -1,0 +1,234 @@
+"""From a program and a plan to functions that run on the mesh: autodiff, optimizer, constraints.
+
+Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use, and again
+in the backward pass: the gathered copies are named and excluded from what is saved. The gradient of that
+gather is constrained to the gradient's own layout, so that the partitioner reduces and scatters instead of
+all-reducing at full size.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.ad_checkpoint
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from autoshard.adapters import path_name
+from autoshard.layouts import ArrayLayout, Layout
+from autoshard.mesh_shape import Spec
+from autoshard.plan import Plan
+from autoshard.precision import cast_floating
+from autoshard.state import TrainState
+from autoshard.trace import TracedModel
+from passes import ir
+from passes.program import Role
+
+_GATHERED = "autoshard_gathered"
+
+
+def partition_spec(spec: Spec) -> PartitionSpec:
+    """JAX's form of a spec."""
+    return PartitionSpec(*(dim if len(dim) > 1 else (dim[0] if dim else None) for dim in spec))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """Trees of `NamedSharding`, each in the structure of what it lays out.
+
+    Attributes:
+      state: a `TrainState` of shardings.
+      batch: of the batch.
+      compute: of the parameters as used.
+      gradient: of the gradients as kept.
+    """
+
+    state: TrainState
+    batch: Any
+    compute: Any
+    gradient: Any
+
+
+def _tree(like: Any, arrays: list[ArrayLayout], mesh: Mesh, kind: str) -> Any:
+    leaves = [NamedSharding(mesh, partition_spec(getattr(a, kind))) for a in arrays]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def optimizer_specs(plan: Plan | Layout, opt_state: Any) -> list[Spec]:
+    """A spec for each array of the optimizer's state, in the order of its leaves.
+
+    State that mirrors a parameter (its path ends with the parameter's, and the shape is the same) is laid
+    out as the plan says; anything else (counts, factored moments) is replicated.
+    """
+    by_path = {a.leaf.path: a for a in plan.arrays if a.leaf.role is Role.PARAMETER}
+    specs: list[Spec] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        names = path_name(path).split("/")
+        suffixes = ("/".join(names[start:]) for start in range(len(names)))
+        array = next((by_path[suffix] for suffix in suffixes if suffix in by_path), None)
+        mirrors = array is not None and array.leaf.shape == tuple(leaf.shape)
+        specs.append(array.opt if array is not None and mirrors else tuple(() for _ in leaf.shape))
+    return specs
+
+
+def optimizer_bytes(plan: Plan | Layout, opt_state: Any) -> int:
+    """Bytes of optimizer state on each device."""
+    shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
+    total = 0
+    for leaf, spec in zip(jax.tree.leaves(opt_state), optimizer_specs(plan, opt_state), strict=True):
+        degree = math.prod(shards[p] for dim in spec for p in dim)
+        total += math.prod(leaf.shape) * leaf.dtype.itemsize // degree
+    return total
+
+
+def make_shardings(plan: Plan, mesh: Mesh, traced: TracedModel, opt_state: Any) -> Shardings:
+    """All shardings of a training state and a batch.
+
+    Args:
+      plan: the plan.
+      mesh: a mesh with the plan's refined axes.
+      traced: the program that the plan is for.
+      opt_state: abstract optimizer state, or None when there is none.
+    """
+    by_role: Mapping[Role, list[ArrayLayout]] = {
+        role: [a for a in plan.arrays if a.leaf.role is role] for role in Role
+    }
+    parameters = by_role[Role.PARAMETER]
+    replicated = NamedSharding(mesh, PartitionSpec())
+    specs = optimizer_specs(plan, opt_state)
+    state = TrainState(
+        step=replicated,
+        params=_tree(traced.params, parameters, mesh, "param"),
+        opt_state=jax.tree.unflatten(
+            jax.tree.structure(opt_state),
+            [NamedSharding(mesh, partition_spec(spec)) for spec in specs],
+        ),
+        model_state=_tree(traced.model_state, by_role[Role.MODEL_STATE], mesh, "param"),
+        rng=replicated,
+    )
+    return Shardings(
+        state=state,
+        batch=_tree(traced.batch, by_role[Role.BATCH], mesh, "compute"),
+        compute=_tree(traced.params, parameters, mesh, "compute"),
+        gradient=_tree(traced.params, parameters, mesh, "grad"),
+    )
+
+
+def _gather(stored: NamedSharding, used: NamedSharding, gradient: NamedSharding) -> Any:
+    """An identity that lays its argument out for use, and its cotangent as the gradient is kept."""
+
+    @jax.custom_vjp
+    def gather(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, used)
+
+    def forward(x: jax.Array) -> tuple[jax.Array, None]:
+        return jax.lax.with_sharding_constraint(x, used), None
+
+    def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(cotangent, gradient),)
+
+    gather.defvjp(forward, backward)
+    if stored == used:
+        return lambda x: x
+    return lambda x: jax.ad_checkpoint.checkpoint_name(gather(x), _GATHERED)
+
+
+def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]:
+    """(params, model_state, batch, rng) -> (loss, new model state, metrics), by the traced program."""
+    function = ir.as_function(traced.program.jaxpr)
+    state_structure = jax.tree.structure(traced.model_state)
+    metrics_structure = jax.tree.structure(traced.metrics)
+
+    def forward(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
+        outputs = function(*jax.tree.leaves((params, model_state, batch)), rng)
+        count = state_structure.num_leaves
+        new_state = jax.tree.unflatten(state_structure, outputs[1 : 1 + count])
+        metrics = jax.tree.unflatten(metrics_structure, outputs[1 + count :])
+        return outputs[0], new_state, metrics
+
+    return forward
+
+
+def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
+    """(params, model_state, batch, rng) -> ((loss, (model state, metrics)), gradients)."""
+    forward = forward_function(traced)
+    gathers = jax.tree.map(_gather, shardings.state.params, shardings.compute, shardings.gradient)
+    regather = any(
+        a != b
+        for a, b in zip(
+            jax.tree.leaves(shardings.state.params), jax.tree.leaves(shardings.compute), strict=True
+        )
+    )
+
+    def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        used = jax.tree.map(lambda gather, x: gather(x), gathers, params)
+        value, new_state, metrics = forward(used, model_state, batch, rng)
+        return value, (new_state, metrics)
+
+    if regather:
+        policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+        loss = jax.checkpoint(loss, policy=policy)
+
+    def gradient(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        result, gradients = jax.value_and_grad(loss, has_aux=True)(params, model_state, batch, rng)
+        return result, jax.lax.with_sharding_constraint(gradients, shardings.gradient)
+
+    return gradient
+
+
+def make_step(
+    traced: TracedModel, shardings: Shardings, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+    """One optimizer update: (state, batch) -> (state, metrics)."""
+    gradient = make_gradient(traced, shardings)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        (loss, (model_state, extra)), gradients = gradient(
+            state.params, state.model_state, batch, rng
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), **dict(extra)}
+        return TrainState(state.step + 1, params, opt_state, model_state, state.rng), metrics
+
+    return step
+
+
+def make_eval(traced: TracedModel, shardings: Shardings) -> Callable[[TrainState, Any], Any]:
+    """(state, batch) -> metrics, nothing updated, dropout off."""
+    forward = forward_function(traced)
+
+    def evaluate(state: TrainState, batch: Any) -> dict[str, Any]:
+        params = jax.lax.with_sharding_constraint(state.params, shardings.compute)
+        rng = jax.random.fold_in(state.rng, state.step)
+        loss, _, extra = forward(params, state.model_state, batch, rng)
+        return {"loss": loss, **dict(extra)}
+
+    return evaluate
+
+
+def abstract_optimizer(optimizer: optax.GradientTransformation | None, params: Any) -> Any:
+    """Shapes of the optimizer's state; None without an optimizer."""
+    return None if optimizer is None else jax.eval_shape(optimizer.init, params)
+
+
+def make_init(
+    init: Callable[[Any, Any], tuple[Any, Any]],
+    optimizer: optax.GradientTransformation | None,
+    batch: Any,
+    params_dtype: str | None,
+) -> Callable[[Any], TrainState]:
+    """rng -> fresh state. Jitted with the state's shardings, every array is born on its own devices."""
+    def initialise(rng: Any) -> TrainState:
+        init_rng, state_rng = jax.random.split(rng)
+        dummy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        params, model_state = init(init_rng, dummy)
+        params = cast_floating(params, params_dtype)
+        opt_state = None if optimizer is None else optimizer.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, state_rng)
+
+    return initialise

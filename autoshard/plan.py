@@ -1,0 +1,283 @@
+"""`Plan`: the layout of a program on a mesh, as data."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from autoshard import explain as explaining
+from autoshard.cost import CostReport
+from autoshard.errors import PlanError
+from autoshard.layouts import ArrayLayout, Layout
+from autoshard.memory import MemoryEstimate
+from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
+from autoshard.named_dims import Analysis
+from passes.program import Leaf, Role
+
+FORMAT = "autoshard.plan"
+VERSION = 1
+_HEAVY = ("dot_general", "conv_general_dilated", "gather", "sort", "top_k", "cumsum")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramIdentity:
+    """Enough of a program to recognise it.
+
+    Attributes:
+      name: the model's name.
+      fingerprint: a digest of its arrays, and of its products, lookups and sorts with their shapes.
+        Elementwise details, which a new JAX release may rewrite, do not enter.
+      operation_count: operations of the flat forward program.
+    """
+
+    name: str
+    fingerprint: str
+    operation_count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """A layout that was considered: its rule sets, mesh and cost, or why it is impossible."""
+
+    rules: tuple[str, ...]
+    mesh: str
+    score_s: float | None
+    memory_bytes: int | None
+    moved_bytes: float | None
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where every array of a program lives.
+
+    Attributes:
+      program: which program.
+      task: `train`, `eval` or `function`.
+      topology: the machine, such as `cpu:8`.
+      mesh: the mesh; an axis is split in parts where arrays need it.
+      rules: names of the rule sets.
+      zero_stage: 0 to 3.
+      data_parts, tensor_parts: what the mesh's axes are used for.
+      arrays: one entry an input of the program.
+      notes: what the user should know.
+      unmodelled: primitives without a sharding rule, with how often they occur.
+      cost: estimates.
+      alternatives: what else was considered, best first.
+      jax_version: version that traced the program.
+    """
+
+    program: ProgramIdentity
+    task: str
+    topology: str
+    mesh: SplitMesh
+    rules: tuple[str, ...]
+    zero_stage: int
+    data_parts: tuple[str, ...]
+    tensor_parts: tuple[str, ...]
+    arrays: tuple[ArrayLayout, ...]
+    notes: tuple[str, ...]
+    unmodelled: tuple[tuple[str, int], ...]
+    cost: CostReport
+    alternatives: tuple[Alternative, ...]
+    jax_version: str
+
+    def explain(self, width: int = 120) -> str:
+        """The plan as text: what is sharded how, by which rule, and what it is estimated to cost."""
+        return explaining.explain(self, width)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; `from_json` reverses it."""
+        return {"format": FORMAT, "version": VERSION, **_plain(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, source: str = "plan") -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+          PlanError: it is not a plan, or of another version, or damaged.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise PlanError(f"{source} is not an autoshard plan: make one with `Plan.save`")
+        if data.get("version") != VERSION:
+            raise PlanError(
+                f"{source} has plan version {data.get('version')!r} and this autoshard reads {VERSION}: "
+                "plan again with this version"
+            )
+        try:
+            return _parse(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"{source} is damaged ({type(error).__name__}: {error}): plan again, or restore the "
+                "file from a backup"
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON, one array a line, replacing the file at once."""
+        data = self.to_json()
+        arrays = data.pop("arrays")
+        text = json.dumps(data, indent=1)
+        rows = ",\n  ".join(json.dumps(row) for row in arrays)
+        text = text[: text.rindex("}")].rstrip() + f',\n "arrays": [\n  {rows}\n ]\n}}\n'
+        target = pathlib.Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
+        except OSError as error:
+            raise PlanError(f"cannot write the plan to {target}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Read a plan.
+
+        Raises:
+          PlanError: the file is missing, not JSON, not a plan, or damaged.
+        """
+        try:
+            data = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(
+                f"the plan {path} is not JSON ({error}): it may have been cut off; plan again"
+            ) from error
+        return cls.from_json(data, str(path))
+
+    def check_mesh(self, shapes: tuple[MeshShape, ...]) -> None:
+        """Raises PlanError unless the plan's mesh is one of `shapes`."""
+        if self.mesh.shape not in shapes:
+            wanted = " or ".join(f"({shape})" for shape in shapes)
+            raise PlanError(
+                f"this plan was made for mesh ({self.mesh.shape}) on {self.topology}, not for "
+                f"{wanted}: plan again for this mesh, or use the mesh of the plan"
+            )
+
+    def check_program(self, identity: ProgramIdentity, inputs: tuple[Leaf, ...]) -> None:
+        """Raises PlanError, saying what differs, unless the plan was made for this program."""
+        ours = {(a.leaf.role, a.leaf.path): a.leaf for a in self.arrays}
+        theirs = {(leaf.role, leaf.path): leaf for leaf in inputs}
+        differences = [f"{p} is not in the plan" for (_, p) in theirs.keys() - ours.keys()]
+        differences += [f"{p} is only in the plan" for (_, p) in ours.keys() - theirs.keys()]
+        for key in ours.keys() & theirs.keys():
+            mine, other = ours[key], theirs[key]
+            if (mine.shape, mine.dtype) != (other.shape, other.dtype):
+                differences.append(
+                    f"{key[1]} is {mine.dtype}{list(mine.shape)} in the plan and "
+                    f"{other.dtype}{list(other.shape)} in the program"
+                )
+        if not differences and identity.fingerprint != self.program.fingerprint:
+            differences = [
+                f"the arrays agree, but the program's products differ ({self.program.operation_count} "
+                f"operations in the plan's program, {identity.operation_count} in this one)"
+            ]
+        if differences:
+            shown = "; ".join(sorted(differences)[:3])
+            more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise PlanError(
+                f"this plan was made for another program ({self.program.name}, not {identity.name} as "
+                f"it is now): {shown}{more}. Plan again, or restore the model, batch shape and dtype "
+                "that the plan was made for"
+            )
+
+
+def identify(analysis: Analysis) -> ProgramIdentity:
+    """The identity of a forward program."""
+    digest = hashlib.sha256()
+    for leaf in analysis.program.inputs:
+        digest.update(repr((leaf.path, leaf.role.value, leaf.shape, leaf.dtype)).encode())
+    for op, rule in zip(analysis.graph.ops, analysis.rules, strict=True):
+        if op.primitive in _HEAVY:
+            shapes = [analysis.graph.shape(v) for v in (*op.inputs, *op.outputs)]
+            digest.update(repr((op.primitive, shapes, str(rule), op.repeats)).encode())
+    return ProgramIdentity(
+        analysis.program.name, digest.hexdigest()[:32], len(analysis.graph.ops)
+    )
+
+
+def make_plan(
+    analysis: Analysis,
+    layout: Layout,
+    cost: CostReport,
+    task: str,
+    topology: str,
+    alternatives: tuple[Alternative, ...] = (),
+) -> Plan:
+    """A plan from a finished layout."""
+    return Plan(
+        program=identify(analysis),
+        task=task,
+        topology=topology,
+        mesh=layout.mesh,
+        rules=layout.rules,
+        zero_stage=layout.zero_stage,
+        data_parts=layout.data_parts,
+        tensor_parts=layout.tensor_parts,
+        arrays=layout.arrays,
+        notes=layout.notes,
+        unmodelled=tuple(sorted(analysis.unmodelled.items())),
+        cost=cost,
+        alternatives=alternatives,
+        jax_version=jax.__version__,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ArrayLayout):
+        leaf = value.leaf
+        return {
+            "path": leaf.path, "role": leaf.role.value, "dtype": leaf.dtype,
+            "shape": list(leaf.shape), "dims": list(value.dims),
+            "compute": _plain(value.compute), "param": _plain(value.param),
+            "grad": _plain(value.grad), "opt": _plain(value.opt),
+            "rule": value.rule, "why": value.why,
+        }  # fmt: skip
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _spec(data: Any) -> Spec:
+    return tuple(tuple(str(part) for part in dim) for dim in data)
+
+
+def _array(row: Mapping[str, Any]) -> ArrayLayout:
+    shape = tuple(int(size) for size in row["shape"])
+    leaf = Leaf(str(row["path"]), Role(row["role"]), shape, str(row["dtype"]))
+    specs = {name: _spec(row[name]) for name in ("compute", "param", "grad", "opt")}
+    dims = tuple(str(name) for name in row["dims"])
+    return ArrayLayout(leaf, dims, rule=str(row["rule"]), why=str(row["why"]), **specs)
+
+
+def _parse(data: Mapping[str, Any]) -> Plan:
+    mesh, cost = data["mesh"], data["cost"]
+    shape = MeshShape(tuple(mesh["shape"]["names"]), tuple(mesh["shape"]["sizes"]))
+    return Plan(
+        program=ProgramIdentity(**data["program"]),
+        task=data["task"],
+        topology=data["topology"],
+        mesh=SplitMesh(
+            shape,
+            tuple(tuple(parts) for parts in mesh["parts"]),
+            tuple(tuple(sizes) for sizes in mesh["part_sizes"]),
+        ),
+        rules=tuple(data["rules"]),
+        zero_stage=int(data["zero_stage"]),
+        data_parts=tuple(data["data_parts"]),
+        tensor_parts=tuple(data["tensor_parts"]),
+        arrays=tuple(_array(row) for row in data["arrays"]),
+        notes=tuple(data["notes"]),
+        unmodelled=tuple((str(name), int(count)) for name, count in data["unmodelled"]),
+        cost=CostReport(**{**cost, "memory": MemoryEstimate(**cost["memory"])}),
+        alternatives=tuple(
+            Alternative(**{**row, "rules": tuple(row["rules"])}) for row in data["alternatives"]
+        ),
+        jax_version=str(data["jax_version"]),
+    )

@@ -1,0 +1,96 @@
+"""Rule sets: values of one type, usable alone by name and combinable in a list."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from autoshard.errors import RuleError
+from autoshard.rule_sets.base import RuleSet
+from autoshard.rule_sets.explicit import dims, logical, patterns
+from autoshard.rule_sets.redco import redco
+
+__all__ = ["AUTO", "RuleSet", "data", "dims", "logical", "parse", "patterns", "redco", "zero"]
+
+AUTO = RuleSet("auto")
+"""Not a layout but the wish to have one chosen: see `autoshard.search`."""
+
+
+def data() -> RuleSet:
+    """Batch only: every axis that no other rule set claims shards the batch."""
+    return RuleSet("data")
+
+
+def zero(stage: int) -> RuleSet:
+    """ZeRO stage 1, 2 or 3 over the data axes.
+
+    Raises:
+      RuleError: another stage.
+    """
+    if stage not in (1, 2, 3):
+        raise RuleError(f"there is no ZeRO stage {stage}: use 1, 2 or 3")
+    return RuleSet(f"zero{stage}", zero_stage=stage)
+
+
+def _named(name: str) -> RuleSet:
+    known = {
+        "auto": AUTO,
+        "data": data(),
+        "redco": redco(),
+        "zero1": zero(1),
+        "zero2": zero(2),
+        "zero3": zero(3),
+        "logical": logical(),
+    }
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}" if near else ""
+        raise RuleError(f"unknown rule set {name!r}{hint}? There are {', '.join(known)}")
+    return known[name]
+
+
+def parse(rules: Any) -> tuple[RuleSet, ...]:
+    """Rule sets from what the user wrote.
+
+    Args:
+      rules: a name, several joined by `+` or `,`, a `RuleSet`, a pair (dimension, axis), or a list of
+        these. Neighbouring pairs form one `dims` rule set.
+
+    Raises:
+      RuleError: an entry is not understood.
+    """
+    if isinstance(rules, str):
+        items: Sequence[Any] = [r for r in rules.replace(",", "+").split("+") if r.strip()]
+    elif isinstance(rules, RuleSet) or _is_pair(rules):
+        items = [rules]
+    else:
+        items = list(rules)
+    found: list[RuleSet] = []
+    pairs: list[tuple[str, str | None]] = []
+    for item in items:
+        if isinstance(item, str):
+            found.append(_named(item.strip()))
+        elif isinstance(item, RuleSet):
+            found.append(item)
+        elif _is_pair(item):
+            pairs.append((item[0], item[1]))
+        else:
+            raise RuleError(
+                f"{item!r} is not a rule: use a rule set's name, a RuleSet, or a pair "
+                "(dimension, mesh axis)"
+            )
+    if pairs:
+        found.append(dims(*pairs))
+    if not found:
+        raise RuleError("no rule set given: use rules='auto', 'data', 'redco', 'zero3+redco', ...")
+    if len(found) > 1 and AUTO in found:
+        raise RuleError("'auto' chooses among the rule sets itself: use it alone")
+    return tuple(found)
+
+
+def _is_pair(item: Any) -> bool:
+    return (
+        isinstance(item, tuple)
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and (item[1] is None or isinstance(item[1], str))
+    )
