@@ -1,0 +1,259 @@
+"""Llama 3 in nnx: rotary positions, grouped-query attention, RMSNorm, SwiGLU, no biases.
+
+Llama Team, "The Llama 3 Herd of Models", 2024, arXiv:2407.21783, table 3, and the `config.json` of
+the model cards.
+
+Shapes: B batch, S and T positions (of queries and keys), D width, H query heads, N key and value
+heads, G = H / N query heads to a key head, K width of one head, F hidden width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+
+from models.checks import check_divides, check_fields
+from models.spec import BatchSpec, ModelSpec, NnxBuilder, text_batch
+
+INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a Llama 3; the defaults are those of the 8B release.
+
+    Attributes:
+        vocab_size: number of distinct tokens, V.
+        max_seq_len: the context of the release. Rotary positions need no table, so it only bounds
+            and fills in the length of `example_batch`.
+        d_model: width of the residual stream, D.
+        num_layers: number of blocks.
+        num_heads: query heads, H; divides `d_model`.
+        num_kv_heads: key and value heads, N; divides `num_heads`.
+        d_ff: hidden width of the MLP, F.
+        rope_theta: base of the rotary frequencies.
+        norm_epsilon: of every RMSNorm.
+        dtype: of the computation; parameters are float32.
+    """
+
+    vocab_size: int = 128256
+    max_seq_len: int = 8192
+    d_model: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    d_ff: int = 14336
+    rope_theta: float = 500000.0
+    norm_epsilon: float = 1e-5
+    dtype: str = "float32"
+
+    input_key: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_divides(self, "d_model", "num_heads")
+        check_divides(self, "num_heads", "num_kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(
+                f"LlamaConfig: d_model / num_heads = {self.head_dim} is odd, but rotary embedding "
+                "turns pairs of features: choose another num_heads."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, K."""
+        return self.d_model // self.num_heads
+
+    def build(self) -> NnxBuilder:
+        """Returns the function from `rngs` to the nnx module."""
+        return functools.partial(Llama, self)
+
+    def example_batch(self, batch_size: int, seq_len: int | None = None) -> BatchSpec:
+        """Returns `{"tokens": int32[B, S]}`; S is `max_seq_len` where not given."""
+        return text_batch(batch_size, seq_len, self.max_seq_len)
+
+
+def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Returns cosines and sines, both float32[S, K/2], of every position's angles.
+
+    Su et al., 2021, arXiv:2104.09864: pair i of a head turns by position * theta^(-2i/K).
+
+    Args:
+        positions: int32[S].
+        head_dim: K.
+        theta: base of the frequencies.
+    """
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = positions.astype(jnp.float32)[:, None] * (theta**-exponents)[None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns the heads x, [B, S, H, K], by the angles of their positions, [S, K/2] each.
+
+    Feature i is paired with feature i + K/2, as in the published weights' Hugging Face layout.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+    turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    return turned.astype(x.dtype)
+
+
+def grouped_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Causal attention in which G query heads share a key head, which is never repeated.
+
+    Ainslie et al., 2023, arXiv:2305.13245.
+
+    Args:
+        query: [B, S, N, G, K].
+        key: [B, S, N, K].
+        value: [B, S, N, K].
+
+    Returns:
+        [B, S, N, G, K].
+    """
+    # A softmax in half precision loses the small weights of long rows.
+    scores = jnp.einsum("bsngk,btnk->bngst", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    positions = jnp.arange(query.shape[1])
+    visible = positions[None, None, None, :, None] >= positions[None, None, None, None, :]
+    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bngst,btnk->bsngk", weights, value)
+
+
+def _linear(
+    config: LlamaConfig, fan_in: int, fan_out: int, rngs: nnx.Rngs, init: Initializer | None = None
+) -> nnx.Linear:
+    return nnx.Linear(
+        fan_in,
+        fan_out,
+        use_bias=False,
+        kernel_init=init or nnx.initializers.normal(INIT_STD),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+    )
+
+
+def _residual_init(config: LlamaConfig) -> Initializer:
+    # 2L branches add to the residual stream: this keeps its variance independent of depth.
+    return nnx.initializers.normal(INIT_STD / math.sqrt(2 * config.num_layers))
+
+
+def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        config.d_model, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.dtype), rngs=rngs
+    )
+
+
+class LlamaAttention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        width, kv_width = config.d_model, config.num_kv_heads * config.head_dim
+        self.q_proj = _linear(config, width, width, rngs)
+        self.k_proj = _linear(config, width, kv_width, rngs)
+        self.v_proj = _linear(config, width, kv_width, rngs)
+        self.o_proj = _linear(config, width, width, rngs, _residual_init(config))
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D], given the rotary tables, [S, K/2] each."""
+        cfg = self.config
+        batch, seq_len, width = x.shape
+        query = self.q_proj(x).reshape(batch, seq_len, cfg.num_heads, cfg.head_dim)
+        key = self.k_proj(x).reshape(batch, seq_len, cfg.num_kv_heads, cfg.head_dim)
+        value = self.v_proj(x).reshape(batch, seq_len, cfg.num_kv_heads, cfg.head_dim)
+        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        query = query.reshape(batch, seq_len, cfg.num_kv_heads, -1, cfg.head_dim)
+        heads = grouped_attention(query, key, value)
+        return self.o_proj(heads.reshape(batch, seq_len, width))
+
+
+class LlamaMLP(nnx.Module):
+    """SwiGLU (Shazeer, 2020, arXiv:2002.05202): D -> 2 x F -> D."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.gate_proj = _linear(config, config.d_model, config.d_ff, rngs)
+        self.up_proj = _linear(config, config.d_model, config.d_ff, rngs)
+        self.down_proj = _linear(config, config.d_ff, config.d_model, rngs, _residual_init(config))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D]."""
+        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaBlock(nnx.Module):
+    """One pre-norm layer: attention, then the MLP, each added to its input."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.attn_norm = _norm(config, rngs)
+        self.attn = LlamaAttention(config, rngs)
+        self.mlp_norm = _norm(config, rngs)
+        self.mlp = LlamaMLP(config, rngs)
+
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D], given the rotary tables, [S, K/2] each."""
+        x = x + self.attn(self.attn_norm(x), cos, sin)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nnx.Module):
+    """The language model: tokens to logits of the next token."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.d_model,
+            embedding_init=nnx.initializers.normal(INIT_STD),
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.layers = nnx.List([LlamaBlock(config, rngs) for _ in range(config.num_layers)])
+        self.norm = _norm(config, rngs)
+        self.lm_head = _linear(config, config.d_model, config.vocab_size, rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps tokens, int32[B, S], to logits, [B, S, V], in the compute dtype."""
+        cfg = self.config
+        cos, sin = rotary_tables(jnp.arange(tokens.shape[1]), cfg.head_dim, cfg.rope_theta)
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.lm_head(self.norm(x))
+
+
+SPECS: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        name="llama3_tiny",
+        family="llama",
+        config=LlamaConfig(
+            vocab_size=256,
+            max_seq_len=128,
+            d_model=64,
+            num_layers=2,
+            num_heads=8,
+            num_kv_heads=4,
+            d_ff=160,
+        ),
+        source="unpublished: Llama 3 over bytes, sized for tests; all but 4 key heads divide by 8",
+    ),
+    ModelSpec(
+        name="llama3_8b",
+        family="llama",
+        config=LlamaConfig(),
+        source="arXiv:2407.21783, table 3; https://huggingface.co/meta-llama/Meta-Llama-3-8B",
+    ),
+    ModelSpec(
+        name="llama3_70b",
+        family="llama",
+        config=LlamaConfig(d_model=8192, num_layers=80, num_heads=64, d_ff=28672),
+        source="arXiv:2407.21783, table 3; https://huggingface.co/meta-llama/Meta-Llama-3-70B",
+    ),
+)
