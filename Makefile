@@ -35,7 +35,7 @@ run: $(RUN_STAMP)  ## the whole path in minutes: plan, train, checkpoint, resume
 	@$(PY) -m experiments.quickstart $(ARGS)
 
 test: lint  ## lint, then every test
-	$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(TEST_STAMP)  ## ruff and mypy
 	$(PY) -m ruff check .

@@ -32,6 +32,7 @@ class ModelFunctions:
     Attributes:
       name: the model's class name, for messages.
       init: (rng, batch) -> (params, model_state).
+      shapes: the same, of abstract arrays, nothing computed.
       apply: (params, model_state, rng, batch, train) -> (outputs, new model_state).
       axis_names: (rng, batch) -> for each annotated parameter path, the names of its dimensions.
       initial: (params, model_state) when the user handed over a model that is already built.
@@ -39,6 +40,7 @@ class ModelFunctions:
 
     name: str
     init: Callable[[Any, Any], tuple[Any, Any]]
+    shapes: Callable[[Any, Any], tuple[Any, Any]]
     apply: Callable[[Any, Any, Any, Any, bool], tuple[Any, Any]]
     axis_names: Callable[[Any, Any], Mapping[str, AxisNames]]
     initial: tuple[Any, Any] | None = None
@@ -164,7 +166,8 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
             path_name(path): tuple(getattr(leaf, "names", ())) for path, leaf in leaves if is_box(leaf)
         }
 
-    return ModelFunctions(name, init, apply, axis_names)
+    shapes = functools.partial(jax.eval_shape, init)
+    return ModelFunctions(name, init, shapes, apply, axis_names)
 
 
 def _nnx_names(state: Any) -> dict[str, AxisNames]:
@@ -184,10 +187,10 @@ def _nnx_names(state: Any) -> dict[str, AxisNames]:
     return found
 
 
-def _nnx_functions(
-    name: str, build: Callable[[Any], Any], initial: tuple[Any, Any] | None
-) -> ModelFunctions:
+def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None) -> ModelFunctions:
+    # Once only: drawing from nnx.Rngs under a trace takes time quadratic in the model's size.
     abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    name = type(abstract).__name__
     graphdef, params_like, rest_like = nnx.split(abstract, nnx.Param, ...)
 
     def init(rng: Any, batch: Any) -> tuple[Any, Any]:
@@ -211,7 +214,13 @@ def _nnx_functions(
         _, _, rest = nnx.split(module, nnx.Param, ...)
         return outputs, nnx.to_pure_dict(rest)
 
-    return ModelFunctions(name, init, apply, lambda rng, batch: _nnx_names(params_like), initial)
+    def shapes(rng: Any, batch: Any) -> tuple[Any, Any]:
+        del rng, batch
+        return nnx.to_pure_dict(params_like), nnx.to_pure_dict(rest_like)
+
+    return ModelFunctions(
+        name, init, shapes, apply, lambda rng, batch: _nnx_names(params_like), initial
+    )
 
 
 def _adapt_nnx_builder(model: Callable[..., Any]) -> ModelFunctions:
@@ -224,8 +233,7 @@ def _adapt_nnx_builder(model: Callable[..., Any]) -> ModelFunctions:
             )
         return module
 
-    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
-    return _nnx_functions(type(abstract).__name__, build, None)
+    return _nnx_functions(build, None)
 
 
 def _adapt_nnx_instance(model: nnx.Module) -> ModelFunctions:
@@ -243,4 +251,4 @@ def _adapt_nnx_instance(model: nnx.Module) -> ModelFunctions:
         return nnx.merge(graphdef, params, rest)
 
     initial = (nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
-    return _nnx_functions(name, build, initial)
+    return _nnx_functions(build, initial)

@@ -1,9 +1,9 @@
 """A union-find over dimension atoms that can split.
 
 A dimension is a product of atoms, major to minor; a dimension of size 1 is the empty product. Two
-dimensions are unified by walking both products: equal atoms are merged, a larger one is split where the
-smaller one ends, everywhere that it occurs at once. What cannot be refined (12 = 4 x 3 against 3 x 4)
-is left unrelated, which is conservative: nobody will assume that a sharding passes.
+dimensions are unified by walking both products: equal atoms are merged, a larger one is split where
+the smaller one ends, everywhere that it occurs at once. What cannot be refined (12 = 4 x 3 against
+3 x 4) is left unrelated: nobody will assume that a sharding passes.
 """
 
 import math

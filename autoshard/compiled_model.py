@@ -94,13 +94,27 @@ class CompiledModel:
     @property
     def state_sharding(self) -> TrainState:
         """A `TrainState` of `NamedSharding`."""
-        ready = self._ready()
-        return self._shardings(ready.traced).state
+        return self.shardings.state
 
     @property
     def batch_sharding(self) -> Any:
         """Shardings of the batch that was planned for."""
-        return self._shardings(self._ready().traced).batch
+        return self.shardings.batch
+
+    @property
+    def traced(self) -> TracedModel:
+        """The traced forward program and its trees."""
+        return self._ready().traced
+
+    @property
+    def shardings(self) -> lowering.Shardings:
+        """Shardings of state, batch, parameters as used, and gradients."""
+        return self._shardings(self.traced)
+
+    @property
+    def abstract_batch(self) -> Any:
+        """The planned batch as `jax.ShapeDtypeStruct` with shardings."""
+        return _with_shardings(self.traced.batch, self.batch_sharding)
 
     @property
     def abstract_state(self) -> TrainState:
@@ -114,9 +128,7 @@ class CompiledModel:
             model_state=ready.traced.model_state,
             rng=key,
         )
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self.state_sharding
-        )
+        return _with_shardings(state, self.state_sharding)
 
     def init(self, rng: Any, batch: Any = None) -> TrainState:
         """A fresh training state, every array made on its own devices.
@@ -303,11 +315,7 @@ class CompiledModel:
 
     def _lower(self, kind: str, traced: TracedModel) -> jax.stages.Lowered:
         shardings = self._shardings(traced)
-        specs = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            traced.batch,
-            shardings.batch,
-        )
+        specs = _with_shardings(traced.batch, shardings.batch)
         recipe = self._recipe
         if kind == "eval":
             evaluate = lowering.make_eval(traced, shardings)
@@ -321,6 +329,12 @@ class CompiledModel:
             donate_argnums=(0,) if recipe.donate else (),
         )
         return jitted.lower(self.abstract_state, specs)
+
+
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def _as_key(rng: Any) -> Any:

@@ -1,9 +1,9 @@
 """Factor maps: what an operation does to the dimensions of its operands and results.
 
 An operation has *factors*, as an einsum has letters. `dot_general` of [i, k] and [k, j] is
-`([i,k],[k,j])->([i,j])` with k contracted. A dimension may be a product of factors, major to minor, which
-is how a reshape reads: `([i,j])->([i.j])`. The form is Shardy's `OpShardingRule`; one rule a primitive
-lives in `autoshard.sharding_rules`.
+`([i,k],[k,j])->([i,j])` with k contracted. A dimension may be a product of factors, major to minor,
+which is how a reshape reads: `([i,j])->([i.j])`. The form is Shardy's `OpShardingRule`; one rule a
+primitive lives in `autoshard.sharding_rules`.
 """
 
 import dataclasses
@@ -60,10 +60,7 @@ class OpRule:
     def positions(self, factor: int, arrays: Sequence[ArrayFactors]) -> list[tuple[int, int]]:
         """(array, dimension) pairs among `arrays` that carry `factor`."""
         return [
-            (a, d)
-            for a, array in enumerate(arrays)
-            for d, dim in enumerate(array)
-            if factor in dim
+            (a, d) for a, array in enumerate(arrays) for d, dim in enumerate(array) if factor in dim
         ]
 
     def __str__(self) -> str:

@@ -1,13 +1,13 @@
 """`OpGraph`: a program with every call inlined, as flat operations on numbered values.
 
-Calls (`jit`, remat, custom derivatives) are instantiated once per call site: JAX caches and shares the
-callee's jaxpr between call sites, and analysing the shared object would merge unrelated layers.
-Control flow keeps its meaning through four pseudo-operations that have sharding rules like any other:
+Calls (`jit`, remat, custom derivatives) are instantiated once per call site: JAX caches and shares
+the callee's jaxpr between call sites, and analysing the shared object would merge unrelated layers.
+Control flow keeps its meaning through four pseudo-operations that have sharding rules like others:
 
     scan_xs  [L, ...] -> [...]     one iteration's slice of a scanned operand
     scan_ys  [...] -> [L, ...]     the stack of what iterations emit
     tie      [...], [...] -> ()    both values must be laid out alike (carries, branches)
-    alias    [...] -> [...]        the same array under another name (loop results, outputs of calls)
+    alias    [...] -> [...]        the same array under another name (carries, results of loops)
 """
 
 import dataclasses
@@ -87,7 +87,12 @@ class _Builder:
         return len(self.values) - 1
 
     def emit(
-        self, primitive: str, inputs: Sequence[int], outputs: Sequence[int], repeats: int, **params: Any
+        self,
+        primitive: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        repeats: int,
+        **params: Any,
     ) -> None:
         self.ops.append(Op(primitive, tuple(inputs), tuple(outputs), params, repeats))
 

@@ -192,7 +192,7 @@ def make_step(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), **dict(extra)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **dict(extra)}
         return TrainState(state.step + 1, params, opt_state, model_state, state.rng), metrics
 
     return step

@@ -1,11 +1,12 @@
 """Named dimensions: which dimensions of which arrays are the same thing.
 
-Union-find over all factor maps of the program gives classes of atoms. A layout is then a few choices of
-"mesh axis -> class" instead of one choice an operation (the idea of TOAST, 2025). Classes that the same
-part of the architecture repeats in every layer share a name; `autoshard.dim_names` finds the names.
+Union-find over all factor maps of the program gives classes of atoms. A layout is then a few
+choices of "mesh axis -> class" instead of one choice an operation (the idea of TOAST, 2025). Classes
+that the same part of the architecture repeats in every layer share a name; `autoshard.dim_names`
+finds the names.
 
-Arrays that depend on no parameter and no batch (iotas, causal masks, dropout bits) are cut out: they are
-cheap to make in any layout, and a mask shared by all layers would tie their choices into one.
+Arrays that depend on no parameter and no batch (iotas, causal masks, dropout bits) are cut out: they
+are cheap to make in any layout, and a mask shared by all layers would tie their choices into one.
 """
 
 import dataclasses
@@ -75,9 +76,7 @@ class Analysis:
         return tuple(bound)
 
 
-def _bind(
-    bound: list[Dim], rule: OpRule, dim: Dim, factors: Dim, sizes: dict[int, int]
-) -> None:
+def _bind(bound: list[Dim], rule: OpRule, dim: Dim, factors: Dim, sizes: dict[int, int]) -> None:
     """Deal a dimension's atoms out to its factors, as far as they line up."""
     rest = list(dim)
     for factor in factors:
@@ -171,8 +170,8 @@ def analyse(program: Program, ties: Sequence[tuple[int, int]] = ()) -> Analysis:
 
     Args:
       program: forward or gradient program.
-      ties: (output, input) positions laid out alike; see `build_graph`. The gradient of an embedding
-        needs it: its scatter starts from fresh zeros.
+      ties: (output, input) positions laid out alike; see `build_graph`. The gradient of an
+        embedding needs it: its scatter starts from fresh zeros.
     """
     graph = graphs.build_graph(program, ties)
     sources = _sources(program, graph)

@@ -139,7 +139,7 @@ def _size(analysis: Analysis, value: int) -> int:
 
 
 def _interaction(analysis: Analysis, op_index: int) -> Interaction:
-    op, rule = analysis.graph.ops[op_index], analysis.rules[op_index]
+    rule = analysis.rules[op_index]
     bound = analysis.factor_dims(op_index)
     shared, summed, free = list[int](), list[int](), list[int]()
     for factor, info in enumerate(rule.factors):
@@ -178,11 +178,7 @@ def find_structure(analysis: Analysis) -> Structure:
             atom for i in parameters for dim in analysis.leaf_dims(i) for atom in dim
         ),
         batch_atoms=tuple(
-            dict.fromkeys(
-                atom for i in batch for dim in analysis.leaf_dims(i)[:1] for atom in dim
-            )
+            dict.fromkeys(atom for i in batch for dim in analysis.leaf_dims(i)[:1] for atom in dim)
         ),
-        data_atoms=frozenset(
-            atom for i in batch for dim in analysis.leaf_dims(i) for atom in dim
-        ),
+        data_atoms=frozenset(atom for i in batch for dim in analysis.leaf_dims(i) for atom in dim),
     )

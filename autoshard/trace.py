@@ -80,7 +80,7 @@ def trace_model(
     """
     batch = abstract(batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, model_state = jax.eval_shape(functions.init, key, batch)
+    params, model_state = functions.shapes(key, batch)
     params = jax.eval_shape(lambda tree: cast_floating(tree, precision.params), params)
     names = functions.axis_names(key, batch)
     out_shape: list[Any] = []

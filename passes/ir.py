@@ -1,7 +1,7 @@
 """The one place that touches JAX's program representation.
 
-Everything of `jax.extend` that the toolkit needs is re-exported from here under stable names, so that
-a JAX release which moves something costs one edit.
+Everything of `jax.extend` that the toolkit needs is re-exported from here under stable names, so
+that a JAX release which moves something costs one edit.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,13 @@ __all__ = [
     "as_function",
     "callee",
     "closed",
+    "equations",
     "is_literal",
     "source_line",
 ]
 
-# Primitives that only call: parameter that holds the callee. Their operands and results are the callee's.
+# Primitives that only call, and the parameter that holds the callee. Their operands and results are
+# the callee's.
 CALLS: dict[str, str] = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -59,7 +61,7 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, tuple[Any, ...]] | None:
 
 
 def as_function(program: ClosedJaxpr) -> Callable[..., list[Any]]:
-    """A traceable and differentiable function of the program's flat inputs, giving its flat outputs."""
+    """A traceable, differentiable function from the program's flat inputs to its flat outputs."""
     return jaxpr_as_fun(program)
 
 
@@ -72,7 +74,7 @@ def source_line(eqn: JaxprEqn) -> str:
     """`file.py:line (function)` of the user's frame that made the equation, or an empty string."""
     try:
         traceback = eqn.source_info.traceback
-        frames = traceback.frames if traceback is not None else ()
+        frames: Any = traceback.frames if traceback is not None else ()
     except AttributeError:
         return ""
     for frame in frames:

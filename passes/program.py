@@ -36,7 +36,9 @@ class Leaf:
     role: Role
     shape: tuple[int, ...]
     dtype: str
-    metadata: tuple[str | tuple[str, ...] | None, ...] = dataclasses.field(default=(), compare=False)
+    metadata: tuple[str | tuple[str, ...] | None, ...] = dataclasses.field(
+        default=(), compare=False
+    )
 
     @property
     def size(self) -> int:

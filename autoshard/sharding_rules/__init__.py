@@ -1,7 +1,7 @@
 """One factor rule a primitive.
 
-Adding a primitive is one function and one line of `TABLE`. A primitive that is not in the table gets
-`conservative`: nothing it touches may be sharded for free, and the plan's report lists it.
+Adding a primitive is one function and one line of `TABLE`. A primitive that is not in the table
+gets `conservative`: nothing it touches may be sharded for free, and the plan's report lists it.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,14 @@ RuleFunction = Callable[[Op, OpGraph], OpRule]
 TABLE: dict[str, RuleFunction] = {
     **dict.fromkeys(elementwise.ELEMENTWISE, elementwise.elementwise),
     **dict.fromkeys(elementwise.GENERATED, elementwise.generated),
+    **dict.fromkeys(elementwise.KEYED, elementwise.keyed),
     "bitcast_convert_type": elementwise.bitcast,
     "reshape": shape.reshape,
     "broadcast_in_dim": shape.broadcast_in_dim,
     "transpose": shape.transpose,
     "squeeze": shape.squeeze,
-    "expand_dims": shape.expand_dims,
-    **dict.fromkeys(("slice", "pad", "split", "concatenate"), shape.resized),
+    **dict.fromkeys(("slice", "split", "concatenate"), shape.resized),
+    "pad": shape.pad,
     "dynamic_slice": shape.dynamic_slice,
     "dynamic_update_slice": shape.dynamic_update_slice,
     "rev": shape.rev,
@@ -54,7 +55,7 @@ TABLE: dict[str, RuleFunction] = {
     "approx_top_k": contraction.top_k,
     "gather": indexing.gather,
     **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter-min", "scatter-max"),
+        ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
         indexing.scatter,
     ),
     "conv_general_dilated": windows.convolution,
@@ -76,6 +77,6 @@ def conservative(op: Op, graph: OpGraph) -> OpRule:
 
 
 def rule_for(op: Op, graph: OpGraph) -> OpRule:
-    """The factor map of `op`; the conservative one, marked unmodelled, if its primitive is unknown."""
+    """The factor map of `op`; the conservative one if its primitive is unknown."""
     function = TABLE.get(op.primitive)
     return conservative(op, graph) if function is None else function(op, graph)

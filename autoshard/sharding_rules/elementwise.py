@@ -1,31 +1,35 @@
-"""Rules of operations that act on each element alone, and of those that make arrays from nothing."""
+"""Rules of operations that act on each element alone, or that make arrays from nothing."""
 
 from collections.abc import Sequence
 
-from autoshard.factors import ArrayFactors, OpRule, RuleWriter
+from autoshard.factors import ArrayFactors, DimFactors, FactorRole, OpRule, RuleWriter
 from autoshard.graph import Op, OpGraph
 
 # One line a family; the list is explicit because an unknown primitive must never be free.
 ELEMENTWISE = """
-abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj
-convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1
-floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt
-max min mul ne neg nextafter not or polygamma population_count pow real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_and_n select_n shift_left
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+complex conj
+convert_element_type copy cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1
+floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p
+logistic lt lt_to max min mul ne neg nextafter not or polygamma population_count pow real reduce_precision
+regularized_incomplete_beta rem round rsqrt select_n shift_left
 shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-threefry2x32 xor clz mulhi
-name sharding_constraint layout_constraint device_put optimization_barrier mesh_cast reshard
-pvary pcast preferred_element_type create_token alias tie
+threefry2x32 xor clz mulhi zeta
+name sharding_constraint layout_constraint device_put optimization_barrier reshard pvary
+alias tie
 """.split()
 
 # Results that depend on no operand's layout: each device makes its own part.
-GENERATED = """
-iota random_bits random_fold_in random_seed random_split random_wrap random_unwrap rng_uniform
-rng_bit_generator random_clone random_gamma empty full partition_id axis_index
+GENERATED = "iota rng_uniform rng_bit_generator empty axis_index".split()
+
+# The leading dimensions are those of a batch of keys, each of which is used alone.
+KEYED = """
+random_bits random_clone random_fold_in random_gamma random_seed random_split random_unwrap
+random_wrap
 """.split()
 
 # These treat operand i and result i as one array each, instead of mixing all operands.
-PAIRWISE = frozenset(["optimization_barrier", "device_put", "copy", "copy_p"])
+PAIRWISE = frozenset(["optimization_barrier", "device_put", "copy"])
 
 
 def elementwise(op: Op, graph: OpGraph) -> OpRule:
@@ -50,19 +54,46 @@ def elementwise(op: Op, graph: OpGraph) -> OpRule:
 
 
 def generated(op: Op, graph: OpGraph) -> OpRule:
-    """Fresh result dimensions; operands (keys, seeds) keep dimensions of their own."""
+    """Fresh result dimensions; operands (the words of a key) must be whole."""
     writer = RuleWriter()
-    operands = [writer.dims(graph.shape(v)) for v in op.inputs]
+    operands = [writer.dims(graph.shape(v), FactorRole.BLOCKED) for v in op.inputs]
     return writer.rule(operands, [writer.dims(graph.shape(v)) for v in op.outputs])
 
 
+def keyed(op: Op, graph: OpGraph) -> OpRule:
+    """Operations on random keys: the leading dimensions, a batch of keys, are shared.
+
+    What a result has behind them is new; what only an operand has (the words of a raw key) must be
+    whole.
+    """
+    shapes = [graph.shape(v) for v in (*op.inputs, *op.outputs)]
+    longest = max(shapes, key=len, default=())
+    in_result = max((len(graph.shape(v)) for v in op.outputs), default=0)
+    writer = RuleWriter()
+    letters = writer.dims(longest[:in_result])
+    letters += writer.dims(longest[in_result:], FactorRole.BLOCKED)
+
+    def array(shape: Sequence[int]) -> ArrayFactors:
+        dims: list[DimFactors] = []
+        for d, size in enumerate(shape):
+            dims.append(letters[d] if size == longest[d] else writer.new(size, FactorRole.BLOCKED))
+        return tuple(dims)
+
+    return writer.rule(
+        [array(graph.shape(v)) for v in op.inputs], [array(graph.shape(v)) for v in op.outputs]
+    )
+
+
 def bitcast(op: Op, graph: OpGraph) -> OpRule:
-    """`bitcast_convert_type`: elementwise, with a trailing dimension where the width changes."""
+    """`bitcast_convert_type`: elementwise, with a trailing dimension where the width changes.
+
+    The parts of one wide number, which that dimension counts, stay together.
+    """
     (operand,), (result,) = op.inputs, op.outputs
     source, target = graph.shape(operand), graph.shape(result)
     writer = RuleWriter()
     letters = writer.dims(source[: min(len(source), len(target))])
     return writer.rule(
-        [letters + writer.dims(source[len(letters) :])],
-        [letters + writer.dims(target[len(letters) :])],
+        [letters + writer.dims(source[len(letters) :], FactorRole.BLOCKED)],
+        [letters + writer.dims(target[len(letters) :], FactorRole.BLOCKED)],
     )

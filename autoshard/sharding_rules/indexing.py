@@ -7,18 +7,24 @@ BLOCKED = FactorRole.BLOCKED
 INDEXED = FactorRole.INDEXED
 
 
+def _picked(rows: int) -> FactorRole:
+    """The role of a dimension from which an index picks `rows` consecutive rows."""
+    return INDEXED if rows == 1 else BLOCKED
+
+
 def gather(op: Op, graph: OpGraph) -> OpRule:
     """Batch dimensions come from the indices, offset dimensions from the operand.
 
     An operand dimension that is picked from (`start_index_map` with a slice smaller than it) is
     INDEXED: sharded, each device contributes the rows that it holds and the result is all-reduced.
+    A slice of several rows may straddle shards, so those must be whole, as must the index vector.
     """
     numbers = op.params["dimension_numbers"]
     slice_sizes = op.params["slice_sizes"]
     operand_shape, indices_shape = graph.shape(op.inputs[0]), graph.shape(op.inputs[1])
     result_shape = graph.shape(op.outputs[0])
     writer = RuleWriter()
-    indices = list(writer.dims(indices_shape))
+    indices = [*writer.dims(indices_shape[:-1]), writer.new(indices_shape[-1], BLOCKED)]
     operand: list[DimFactors] = [() for _ in operand_shape]
     for d, i in zip(
         numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
@@ -31,7 +37,7 @@ def gather(op: Op, graph: OpGraph) -> OpRule:
         if d in numbers.operand_batching_dims:
             continue
         whole = slice_sizes[d] == size
-        operand[d] = writer.new(size) if whole else writer.new(size, INDEXED)
+        operand[d] = writer.new(size) if whole else writer.new(size, _picked(slice_sizes[d]))
         if d not in removed:
             out = next(offsets)
             result[out] = operand[d] if whole else writer.new(slice_sizes[d], BLOCKED)
@@ -45,7 +51,8 @@ def scatter(op: Op, graph: OpGraph) -> OpRule:
     """Updates fall on rows of the operand.
 
     Rows may be sharded (each device keeps the updates that fall on its own); the updates' batch
-    dimensions are summed over, so they are contracted.
+    dimensions are summed over, so they are contracted. Plain `scatter` overwrites, and which of
+    two updates wins cannot be had from partial results: it needs all updates.
     """
     numbers = op.params["dimension_numbers"]
     operand_shape, indices_shape = graph.shape(op.inputs[0]), graph.shape(op.inputs[1])
@@ -55,8 +62,9 @@ def scatter(op: Op, graph: OpGraph) -> OpRule:
         zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)
     )
     shared = set(batching.values())
+    summed = BLOCKED if op.primitive == "scatter" else FactorRole.CONTRACTED
     indices = [
-        writer.new(size, FactorRole.PARALLEL if d in shared else FactorRole.CONTRACTED)
+        writer.new(size, FactorRole.PARALLEL if d in shared else summed)
         for d, size in enumerate(indices_shape[:-1])
     ]
     operand: list[DimFactors] = [() for _ in operand_shape]
@@ -73,12 +81,10 @@ def scatter(op: Op, graph: OpGraph) -> OpRule:
         if update_shape[window] == size:
             operand[d] = updates[window] = writer.new(size)
         else:
-            operand[d] = writer.new(size, INDEXED)
+            operand[d] = writer.new(size, _picked(update_shape[window]))
             updates[window] = writer.new(update_shape[window], BLOCKED)
     scattered = [d for d in range(len(update_shape)) if d not in numbers.update_window_dims]
     for d, factors in zip(scattered, indices, strict=True):
         updates[d] = factors
     index_vector = writer.new(indices_shape[-1], BLOCKED)
-    return writer.rule(
-        [tuple(operand), (*indices, index_vector), tuple(updates)], [tuple(operand)]
-    )
+    return writer.rule([tuple(operand), (*indices, index_vector), tuple(updates)], [tuple(operand)])

@@ -17,6 +17,8 @@ def reshape(op: Op, graph: OpGraph) -> OpRule:
     """
     source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
     writer = RuleWriter()
+    if 0 in source:  # empty arrays have no common refinement: (0, 3) to (0, 5)
+        return writer.rule([writer.dims(source, BLOCKED)], [writer.dims(target, BLOCKED)])
     operand: list[DimFactors] = [() for _ in source]
     result: list[DimFactors] = [() for _ in target]
     left = [(d, s) for d, s in enumerate(source) if s != 1][::-1]
@@ -77,19 +79,8 @@ def squeeze(op: Op, graph: OpGraph) -> OpRule:
     return writer.rule([letters], [tuple(x for d, x in enumerate(letters) if d not in dropped)])
 
 
-def expand_dims(op: Op, graph: OpGraph) -> OpRule:
-    """Adds dimensions of size 1."""
-    target = graph.shape(op.outputs[0])
-    added = {int(d) % len(target) for d in op.params["dimensions"]}
-    writer = RuleWriter()
-    letters = writer.dims(graph.shape(op.inputs[0]))
-    remaining = iter(letters)
-    result = tuple(() if d in added else next(remaining) for d in range(len(target)))
-    return writer.rule([letters], [result])
-
-
 def _cut(writer: RuleWriter, shapes: Sequence[tuple[int, ...]]) -> list[tuple[DimFactors, ...]]:
-    """Dimensions of equal size in all shapes are shared; where sizes differ each has its own, blocked."""
+    """Dimensions of equal size in all shapes are shared, others blocked and each array's own."""
     arrays: list[list[DimFactors]] = [[] for _ in shapes]
     for sizes in zip(*shapes, strict=True):
         shared = writer.new(sizes[0]) if len(set(sizes)) == 1 else None
@@ -99,17 +90,23 @@ def _cut(writer: RuleWriter, shapes: Sequence[tuple[int, ...]]) -> list[tuple[Di
 
 
 def resized(op: Op, graph: OpGraph) -> OpRule:
-    """`slice`, `pad`, `split`, `concatenate`: one dimension changes its size, the rest are untouched."""
-    rank = len(graph.shape(op.outputs[0]))
-    arrays = [v for v in op.inputs if len(graph.shape(v)) == rank]
+    """`slice`, `split`, `concatenate`: dimensions that keep their size are untouched."""
     writer = RuleWriter()
-    cut = _cut(writer, [graph.shape(v) for v in (*arrays, *op.outputs)])
-    position = iter(cut)
-    operands = [
-        next(position) if len(graph.shape(v)) == rank else writer.dims(graph.shape(v))
-        for v in op.inputs
-    ]
-    return writer.rule(operands, list(position))
+    cut = _cut(writer, [graph.shape(v) for v in (*op.inputs, *op.outputs)])
+    return writer.rule(cut[: len(op.inputs)], cut[len(op.inputs) :])
+
+
+def pad(op: Op, graph: OpGraph) -> OpRule:
+    """Padded dimensions are blocked, even if cutting the other end keeps their size (a shift)."""
+    source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
+    writer = RuleWriter()
+    operand: list[DimFactors] = []
+    result: list[DimFactors] = []
+    for before, after, config in zip(source, target, op.params["padding_config"], strict=True):
+        touched = any(int(amount) for amount in config)
+        operand.append(writer.new(before, BLOCKED) if touched else writer.new(before))
+        result.append(writer.new(after, BLOCKED) if touched else operand[-1])
+    return writer.rule([tuple(operand), ()], [tuple(result)])
 
 
 def dynamic_slice(op: Op, graph: OpGraph) -> OpRule:
@@ -120,15 +117,23 @@ def dynamic_slice(op: Op, graph: OpGraph) -> OpRule:
 
 
 def dynamic_update_slice(op: Op, graph: OpGraph) -> OpRule:
-    """The operand keeps its layout; the update shares the dimensions that it fills wholly."""
+    """The update shares the dimensions that it fills wholly.
+
+    An update of one row falls on one device, as a scatter's; one of several may straddle devices.
+    """
     shape, update_shape = graph.shape(op.inputs[0]), graph.shape(op.inputs[1])
     writer = RuleWriter()
-    letters = writer.dims(shape)
-    update = tuple(
-        letters[d] if size == shape[d] else writer.new(size, BLOCKED)
-        for d, size in enumerate(update_shape)
-    )
-    return writer.rule([letters, update, *(() for _ in op.inputs[2:])], [letters])
+    letters: list[DimFactors] = []
+    update: list[DimFactors] = []
+    for size, rows in zip(shape, update_shape, strict=True):
+        if rows == size:
+            letters.append(writer.new(size))
+            update.append(letters[-1])
+        else:
+            letters.append(writer.new(size, FactorRole.INDEXED if rows == 1 else BLOCKED))
+            update.append(writer.new(rows, BLOCKED))
+    starts = [() for _ in op.inputs[2:]]
+    return writer.rule([tuple(letters), tuple(update), *starts], [tuple(letters)])
 
 
 def rev(op: Op, graph: OpGraph) -> OpRule:

@@ -13,9 +13,9 @@ HALO = FactorRole.HALO
 def convolution(op: Op, graph: OpGraph) -> OpRule:
     """([b, c, space], [o, c, window]) -> [b, o, space], c and the window contracted.
 
-    Grouped: the image's channels are (group, in) and the kernel's outputs (group, out). A convolution whose
-    stride equals its window (a patch embedding) is a reshape and a product: image space is
-    (patch, window), the window contracted. Other windows exchange a border.
+    Grouped: the image's channels are (group, in) and the kernel's outputs (group, out). A
+    convolution whose stride equals its window (a patch embedding) is a reshape and a product: image
+    space is (patch, window), the window contracted. Other windows exchange a border.
     """
     numbers = op.params["dimension_numbers"]
     image_shape, kernel_shape = graph.shape(op.inputs[0]), graph.shape(op.inputs[1])
@@ -47,26 +47,28 @@ def _space(
     writer: RuleWriter, op: Op, axis: int, sizes: tuple[int, int, int]
 ) -> tuple[DimFactors, DimFactors, DimFactors]:
     image, window, result = sizes
-    plain = (
-        tuple(op.params["padding"][axis]) == (0, 0)
-        and op.params["lhs_dilation"][axis] == 1
-        and op.params["rhs_dilation"][axis] == 1
-    )
-    if plain and op.params["window_strides"][axis] == window and image == result * window:
+    low, high = op.params["padding"][axis]
+    stride = op.params["window_strides"][axis]
+    dense = op.params["lhs_dilation"][axis] == 1 and op.params["rhs_dilation"][axis] == 1
+    if dense and low == high == 0 and stride == window and image == result * window:
         patch, inside = writer.new(result), writer.new(window, CONTRACTED)
         return patch + inside, inside, patch
-    if image == result and window <= image:
+    if dense and stride == 1 and image == result and 0 <= low < window <= image:
         space = writer.new(image, HALO)
         return space, writer.new(window, BLOCKED), space
-    if image == window:  # the kernel covers the image, as in the gradient of a convolution's kernel
+    if dense and image == window and 0 <= 2 * max(low, high) <= image:
+        # The kernel covers the image and moves by the padding: the gradient of a kernel.
         inside = writer.new(image, CONTRACTED)
         return inside, inside, writer.new(result, BLOCKED)
     return writer.new(image, BLOCKED), writer.new(window, BLOCKED), writer.new(result, BLOCKED)
 
 
 def reduce_window(op: Op, graph: OpGraph) -> OpRule:
-    """Dimensions with a window of 1 pass; windowed ones are halo (same size) or blocked."""
-    return _windowed(op, graph, op.inputs[:1], op.outputs)
+    """Dimensions with a window of 1 pass; windowed ones are halo (same size) or blocked.
+
+    The general form takes several arrays and then as many initial values.
+    """
+    return _windowed(op, graph, op.inputs[: len(op.outputs)], op.outputs)
 
 
 def select_and_scatter_add(op: Op, graph: OpGraph) -> OpRule:
@@ -74,18 +76,19 @@ def select_and_scatter_add(op: Op, graph: OpGraph) -> OpRule:
     return _windowed(op, graph, op.inputs, op.outputs)
 
 
-def _windowed(
-    op: Op, graph: OpGraph, operands: Sequence[int], results: Sequence[int]
-) -> OpRule:
-    window = op.params["window_dimensions"]
+def _windowed(op: Op, graph: OpGraph, operands: Sequence[int], results: Sequence[int]) -> OpRule:
+    params = op.params
+    window, strides = params["window_dimensions"], params["window_strides"]
+    padding = params["padding"]
     shapes = [graph.shape(v) for v in (*operands, *results)]
     writer = RuleWriter()
     arrays: list[list[DimFactors]] = [[] for _ in shapes]
     for d, sizes in enumerate(zip(*shapes, strict=True)):
-        if len(set(sizes)) == 1:
-            role = FactorRole.PARALLEL if int(window[d]) == 1 else HALO
-            shared = writer.new(sizes[0], role)
-            dims = [shared] * len(sizes)
+        low, high = padding[d]
+        if len(set(sizes)) == 1 and int(window[d]) == 1 and low == high == 0:
+            dims = [writer.new(sizes[0])] * len(sizes)
+        elif len(set(sizes)) == 1 and int(strides[d]) == 1 and min(low, high) >= 0:
+            dims = [writer.new(sizes[0], HALO)] * len(sizes)
         else:
             dims = [writer.new(size, BLOCKED) for size in sizes]
         for array, dim in zip(arrays, dims, strict=True):

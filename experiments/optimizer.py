@@ -1,0 +1,43 @@
+"""The optimizer of a run: AdamW with warm-up, cosine decay and clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+from experiments.config import TrainConfig
+
+CLIP_NORM = 1.0
+# What the cosine ends at, of the peak.
+FINAL_FRACTION = 0.1
+
+
+def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
+    """Learning rate by update: linear to the peak, then a cosine to a tenth of it at the last."""
+    warmup = config.steps // 10 if config.warmup_steps is None else config.warmup_steps
+    peak = config.learning_rate
+    return optax.warmup_cosine_decay_schedule(
+        # Not from zero, which would waste the first update.
+        init_value=peak / (warmup + 1),
+        peak_value=peak,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+        end_value=FINAL_FRACTION * peak,
+    )
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW; only arrays of two or more dimensions decay, gradients are clipped by global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        optax.adamw(
+            learning_rate_schedule(config),
+            b2=0.95,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
+        ),
+    )
+
+
+def _is_matrix(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
