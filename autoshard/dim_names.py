@@ -7,7 +7,7 @@
     head_dim   what attention contracts within a head
     experts    weight and activation both carry it
     embed      the residual stream: several weights produce it and several contract it
-    ffn        produced by one weight and contracted by another (hidden, in a model without residual)
+    ffn        produced by one weight and contracted by another (hidden, if nothing is embed)
     classes    produced and never contracted
 
 Anything else is named after the last part of the path of the parameter that carries it.
@@ -104,12 +104,12 @@ class _Namer:
         self._rest_of_heads()
 
     def _rotated(self, op: int) -> bool:
-        """Scores after rotary positions: what they contract was cut and joined, so no weight has it."""
+        """Scores after rotary positions contract what was cut and joined, so no weight has it."""
         contracted = next(i.contracted for i in self.structure.interactions if i.op == op)
         return not any(atom in self.structure.data_atoms for atom in contracted)
 
     def _rest_of_heads(self) -> None:
-        """Rotary cuts a head in halves, which hides its dimension from the scores: it follows heads."""
+        """Rotary cuts a head in halves and so hides head_dim from the scores: it follows heads."""
         followers = {"heads", "kv_heads", "q_per_kv"}
         for position in self.analysis.program.with_role(Role.PARAMETER):
             flat = [atom for dim in self.analysis.leaf_dims(position) for atom in dim]

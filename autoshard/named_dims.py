@@ -1,12 +1,13 @@
 """Named dimensions: which dimensions of which arrays are the same thing.
 
 Union-find over all factor maps of the program gives classes of atoms. A layout is then a few
-choices of "mesh axis -> class" instead of one choice an operation (the idea of TOAST, 2025). Classes
-that the same part of the architecture repeats in every layer share a name; `autoshard.dim_names`
-finds the names.
+choices of "mesh axis -> class" instead of one choice an operation (the idea of TOAST, 2025).
+Classes that the same part of the architecture repeats in every layer share a name;
+`autoshard.dim_names` finds the names.
 
-Arrays that depend on no parameter and no batch (iotas, causal masks, dropout bits) are cut out: they
-are cheap to make in any layout, and a mask shared by all layers would tie their choices into one.
+Arrays that depend on no parameter and no batch (iotas, causal masks, dropout bits) are cut out:
+they are cheap to make in any layout, and a mask shared by all layers would tie their choices into
+one.
 """
 
 import dataclasses
