@@ -189,13 +189,18 @@ def _nnx_names(state: Any) -> dict[str, AxisNames]:
 
 def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None) -> ModelFunctions:
     # Once only: drawing from nnx.Rngs under a trace takes time quadratic in the model's size.
-    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    # Annotated variables are not placed as they are made: the plan places them.
+    def built(key: Any) -> Any:
+        with nnx.use_eager_sharding(False):
+            return build(key)
+
+    abstract = nnx.eval_shape(lambda: built(jax.random.key(0)))
     name = type(abstract).__name__
     graphdef, params_like, rest_like = nnx.split(abstract, nnx.Param, ...)
 
     def init(rng: Any, batch: Any) -> tuple[Any, Any]:
         del batch
-        _, params, rest = nnx.split(build(rng), nnx.Param, ...)
+        _, params, rest = nnx.split(built(rng), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def filled(like: Any, values: Any) -> Any:
@@ -207,11 +212,13 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
         params: Any, model_state: Any, rng: Any, batch: Any, train: bool
     ) -> tuple[Any, Any]:
         del rng  # nnx modules carry their own streams in model_state
-        module = nnx.merge(graphdef, filled(params_like, params), filled(rest_like, model_state))
-        module.train() if train else module.eval()
-        arguments, keywords = call_arguments(type(module).__call__, batch, train, name)
-        outputs = module(*arguments, **keywords)
-        _, _, rest = nnx.split(module, nnx.Param, ...)
+        with nnx.use_eager_sharding(False):
+            states = filled(params_like, params), filled(rest_like, model_state)
+            module = nnx.merge(graphdef, *states)
+            module.train() if train else module.eval()
+            arguments, keywords = call_arguments(type(module).__call__, batch, train, name)
+            outputs = module(*arguments, **keywords)
+            _, _, rest = nnx.split(module, nnx.Param, ...)
         return outputs, nnx.to_pure_dict(rest)
 
     def shapes(rng: Any, batch: Any) -> tuple[Any, Any]:

@@ -48,7 +48,8 @@ def _table(*columns: str, right: Iterable[int] = ()) -> Table:
     return table
 
 
-def _arrays(plan: Plan) -> Table:
+def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
+    """The table of arrays, and the reasons that its last column refers to by number."""
     shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
     groups: dict[tuple[object, ...], list[ArrayLayout]] = {}
     for array in plan.arrays:
@@ -58,7 +59,8 @@ def _arrays(plan: Plan) -> Table:
                array.compute, array.param, array.grad, array.opt, array.rule)  # fmt: skip
         groups.setdefault(key, []).append(array)
     table = _table("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule",
-                   "why", right=(1, 6))  # fmt: skip
+                   right=(1, 6))  # fmt: skip
+    reasons: dict[str, int] = {}
     for members in groups.values():
         first = members[0]
         degree = math.prod(shards[p] for dim in first.param for p in dim)
@@ -74,10 +76,9 @@ def _arrays(plan: Plan) -> Table:
             format_spec(first.compute),
             stored,
             format_bytes(len(members) * first.leaf.size_bytes / degree),
-            first.rule,
-            first.why,
+            f"{first.rule} [{reasons.setdefault(first.why, len(reasons) + 1)}]",
         )
-    return table
+    return table, reasons
 
 
 def _costs(plan: Plan) -> Table:
@@ -149,8 +150,13 @@ def explain(plan: Plan, width: int) -> str:
     for axis, use in axis_uses(plan).items():
         console.print(f"  axis {axis}={plan.mesh.shape.size(axis)}: {use}")
     console.print()
-    console.print(_arrays(plan))
+    arrays, reasons = _arrays(plan)
+    console.print(arrays)
+    for reason, number in reasons.items():
+        console.print(f"  [{number}] {reason}")
+    console.print("  stored as =: as it is used; n: arrays of this kind, their bytes summed up\n")
     console.print(_costs(plan))
+    console.print()
     if plan.alternatives:
         console.print("Considered (memory and bytes moved per device, score in microseconds on the "
                       "reference chip, nothing overlapped; all estimated):")  # fmt: skip

@@ -1,7 +1,7 @@
 """From a program and a plan to functions that run on the mesh: autodiff, optimizer, constraints.
 
 Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use, and again
-in the backward pass: the gathered copies are named and excluded from what is saved. The gradient of that
+in the backward pass: the gathered copies are excluded from what is saved. The gradient of that
 gather is constrained to the gradient's own layout, so that the partitioner reduces and scatters instead of
 all-reducing at full size.
 """
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.ad_checkpoint
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -26,9 +25,6 @@ from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes import ir
 from passes.program import Role
-
-_GATHERED = "autoshard_gathered"
-
 
 def partition_spec(spec: Spec) -> PartitionSpec:
     """JAX's form of a spec."""
@@ -133,7 +129,12 @@ def _gather(stored: NamedSharding, used: NamedSharding, gradient: NamedSharding)
     gather.defvjp(forward, backward)
     if stored == used:
         return lambda x: x
-    return lambda x: jax.ad_checkpoint.checkpoint_name(gather(x), _GATHERED)
+    return gather
+
+
+def _save_all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A remat policy. Results of constraints are made again from their operands, which are saved."""
+    return primitive.name != "sharding_constraint"
 
 
 def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]:
@@ -169,8 +170,7 @@ def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., An
         return value, (new_state, metrics)
 
     if regather:
-        policy = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-        loss = jax.checkpoint(loss, policy=policy)
+        loss = jax.checkpoint(loss, policy=_save_all_but_gathered)
 
     def gradient(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         result, gradients = jax.value_and_grad(loss, has_aux=True)(params, model_state, batch, rng)

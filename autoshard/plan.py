@@ -30,8 +30,8 @@ class ProgramIdentity:
 
     Attributes:
       name: the model's name.
-      fingerprint: a digest of its arrays, and of its products, lookups and sorts with their shapes.
-        Elementwise details, which a new JAX release may rewrite, do not enter.
+      fingerprint: a digest of its arrays, of its products, lookups and sorts, and of which of their
+        dimensions are the same. Elementwise details, which a new JAX release may rewrite, do not enter.
       operation_count: operations of the flat forward program.
     """
 
@@ -87,7 +87,7 @@ class Plan:
     alternatives: tuple[Alternative, ...]
     jax_version: str
 
-    def explain(self, width: int = 120) -> str:
+    def explain(self, width: int = 140) -> str:
         """The plan as text: what is sharded how, by which rule, and what it is estimated to cost."""
         return explaining.explain(self, width)
 
@@ -189,12 +189,20 @@ class Plan:
 def identify(analysis: Analysis) -> ProgramIdentity:
     """The identity of a forward program."""
     digest = hashlib.sha256()
-    for leaf in analysis.program.inputs:
+    numbers: dict[int, int] = {}  # atoms by first occurrence: which dimensions are the same thing
+
+    def note(value: int) -> None:
+        dims = [[numbers.setdefault(a, len(numbers)) for a in d] for d in analysis.dims[value]]
+        digest.update(repr((analysis.graph.shape(value), dims)).encode())
+
+    for leaf, value in zip(analysis.program.inputs, analysis.graph.inputs, strict=True):
         digest.update(repr((leaf.path, leaf.role.value, leaf.shape, leaf.dtype)).encode())
+        note(value)
     for op, rule in zip(analysis.graph.ops, analysis.rules, strict=True):
         if op.primitive in _HEAVY:
-            shapes = [analysis.graph.shape(v) for v in (*op.inputs, *op.outputs)]
-            digest.update(repr((op.primitive, shapes, str(rule), op.repeats)).encode())
+            digest.update(repr((op.primitive, str(rule), op.repeats)).encode())
+            for value in (*op.inputs, *op.outputs):
+                note(value)
     return ProgramIdentity(
         analysis.program.name, digest.hexdigest()[:32], len(analysis.graph.ops)
     )

@@ -71,8 +71,10 @@ def top_k(op: Op, graph: OpGraph) -> OpRule:
     shape = graph.shape(op.inputs[0])
     axis = int(op.params.get("axis", op.params.get("reduction_dimension", -1))) % len(shape)
     writer = RuleWriter()
-    letters = list(writer.dims(shape))
-    letters[axis] = writer.new(shape[axis], BLOCKED)
+    letters = [
+        writer.new(size, BLOCKED if d == axis else FactorRole.PARALLEL)
+        for d, size in enumerate(shape)
+    ]
     result = list(letters)
     result[axis] = writer.new(graph.shape(op.outputs[0])[axis], BLOCKED)
     return writer.rule([tuple(letters)], [tuple(result)] * len(op.outputs))

@@ -13,7 +13,7 @@ def reshape(op: Op, graph: OpGraph) -> OpRule:
     """Both shapes refined into common factors, major to minor.
 
     A pair such as 12x8 -> 8x12 has no nested refinement: the greatest common divisor is split off
-    the major side and the coprime rest is blocked.
+    the major side and the coprime rest is blocked. `dimensions` permutes the operand beforehand.
     """
     source, target = graph.shape(op.inputs[0]), graph.shape(op.outputs[0])
     writer = RuleWriter()
@@ -21,7 +21,8 @@ def reshape(op: Op, graph: OpGraph) -> OpRule:
         return writer.rule([writer.dims(source, BLOCKED)], [writer.dims(target, BLOCKED)])
     operand: list[DimFactors] = [() for _ in source]
     result: list[DimFactors] = [() for _ in target]
-    left = [(d, s) for d, s in enumerate(source) if s != 1][::-1]
+    order = op.params.get("dimensions") or range(len(source))
+    left = [(int(d), source[d]) for d in order if source[d] != 1][::-1]
     right = [(d, s) for d, s in enumerate(target) if s != 1][::-1]
     while left and right:
         (i, a), (j, b) = left.pop(), right.pop()

@@ -105,7 +105,7 @@ def test_stored_parameters_are_gathered_again_in_the_backward_pass() -> None:
     spec = cases.small("gpt2", num_layers=1)
     gathered = cases.compile_case(spec, "data=8", "zero3").lower().as_text()
     whole = cases.compile_case(spec, "data=8", "data").lower().as_text()
-    kernel = 'tensor<32x8x4xf32>'
+    kernel = "tensor<32x8x4xf32>"
     constraint = [
         line for line in gathered.splitlines()
         if "sharding_constraint" in line and kernel in line and "[{}, {}, {}]" in line

@@ -185,4 +185,4 @@ def test_explain_says_what_how_why_and_what_it_costs(plan: Plan) -> None:
         "estimated",
     ):
         assert expected in text, expected
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 140

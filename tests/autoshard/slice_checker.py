@@ -57,15 +57,30 @@ class Applied:
         return rule_for(op, OpGraph(values, (op,), inputs, outputs))
 
 
-def _as_list(results: Any) -> list[Any]:
+def _host(array: Any) -> Any:
+    """As a numpy array, whose slicing compiles nothing; random keys stay what they are."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
+
+
+def _bind(eqn: ir.JaxprEqn, operands: Sequence[Any], params: Params) -> list[Any]:
+    results = eqn.primitive.bind(*operands, **params)
     return list(results) if isinstance(results, (list, tuple)) else [results]
 
 
-def applied(function: Callable[..., Any], *arguments: Any) -> list[Applied]:
-    """Run a function equation by equation, calls inlined."""
-    found: list[Applied] = []
+def _applied(eqns: Sequence[ir.JaxprEqn], arrays: Sequence[tuple[Any, Any]]) -> list[Applied]:
+    return [
+        Applied(eqn, tuple(map(_host, operands)), tuple(map(_host, results)))
+        for eqn, (operands, results) in zip(eqns, arrays, strict=True)
+    ]
 
-    def run(jaxpr: ir.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+
+def applied(function: Callable[..., Any], *arguments: Any) -> list[Applied]:
+    """Run a function and keep what goes into and comes out of each equation, calls inlined."""
+    eqns: list[ir.JaxprEqn] = []
+
+    def run(
+        jaxpr: ir.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], kept: list[Any]
+    ) -> list[Any]:
         env: dict[ir.Var, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
 
@@ -78,10 +93,11 @@ def applied(function: Callable[..., Any], *arguments: Any) -> list[Applied]:
             operands = [read(x) for x in eqn.invars]
             called = ir.callee(eqn)
             if called is not None:
-                results = run(*called, operands)
+                results = run(*called, operands, kept)
             else:
-                results = _as_list(eqn.primitive.bind(*operands, **eqn.params))
-                found.append(Applied(eqn, tuple(operands), tuple(results)))
+                results = _bind(eqn, operands, eqn.params)
+                eqns.append(eqn)
+                kept.append((operands, results))
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(x) for x in jaxpr.outvars]
 
@@ -89,8 +105,86 @@ def applied(function: Callable[..., Any], *arguments: Any) -> list[Applied]:
     jaxpr, consts = ir.closed(
         jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(tree, flat)))(*leaves)
     )
-    run(jaxpr, consts, [jnp.asarray(x) for x in leaves])
-    return found
+
+    @jax.jit
+    def everything(*inputs: Any) -> list[Any]:
+        kept: list[Any] = []
+        run(jaxpr, consts, inputs, kept)
+        return kept
+
+    arrays = everything(*leaves)
+    return _applied(eqns, arrays)
+
+
+def sampled(
+    jaxpr: ir.Jaxpr, sample: Callable[[Any], Any], without: frozenset[str]
+) -> list[Applied]:
+    """Every distinct equation of a program, calls included, applied to made-up operands.
+
+    Args:
+      jaxpr: the program.
+      sample: from a shape and dtype to an array, or None to leave out equations that have one.
+      without: primitives to leave out.
+    """
+    chosen: dict[str, tuple[ir.JaxprEqn, list[Any]]] = {}
+    for eqn in ir.equations(jaxpr):
+        avals = [x.aval for x in eqn.invars]
+        key = f"{eqn.primitive} {[(a.shape, str(a.dtype)) for a in avals]} {eqn.params}"
+        if ir.callee(eqn) is not None or key in chosen or eqn.primitive.name in without:
+            continue
+        operands = [sample(aval) for aval in avals]
+        if all(operand is not None for operand in operands):
+            chosen[key] = (eqn, operands)
+    eqns = [eqn for eqn, _ in chosen.values()]
+
+    @jax.jit
+    def everything(inputs: Any) -> list[Any]:
+        return [_bind(eqn, x, eqn.params) for eqn, x in zip(eqns, inputs, strict=True)]
+
+    inputs = [operands for _, operands in chosen.values()]
+    return _applied(eqns, list(zip(inputs, everything(inputs), strict=True)))
+
+
+class Runner:
+    """Collects what a first pass wants computed, computes it in one compilation, and answers."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[ir.JaxprEqn, Params, list[Any]]] = []
+        self.answers: Iterator[list[Any]] | None = None
+
+    @property
+    def recording(self) -> bool:
+        """Whether this is the first pass, in which results are zeros."""
+        return self.answers is None
+
+    def bind(self, whole: Applied, operands: Sequence[Any], results: Shapes) -> list[Any]:
+        """Apply the equation's primitive to slices whose results should have those shapes."""
+        if self.answers is not None:
+            return next(self.answers)
+        params = dict(whole.eqn.params)
+        adjust = ADJUST.get(whole.name)
+        if adjust is not None:
+            old = [x.shape for x in whole.operands]
+            params |= adjust(params, [x.shape for x in operands], results, old)
+        self.requests.append((whole.eqn, params, list(operands)))
+        made = jax.eval_shape(lambda *x: _bind(whole.eqn, x, params), *operands)
+        keyed = jax.dtypes.prng_key
+        return [
+            whole.results[i] if jnp.issubdtype(s.dtype, keyed) else np.zeros(s.shape, s.dtype)
+            for i, s in enumerate(made)
+        ]
+
+    def compute(self) -> None:
+        """End the first pass."""
+        wanted = [(eqn, params) for eqn, params, _ in self.requests]
+
+        @jax.jit
+        def everything(inputs: Any) -> list[Any]:
+            pairs = zip(wanted, inputs, strict=True)
+            return [_bind(eqn, x, params) for (eqn, params), x in pairs]
+
+        made = everything([operands for _, _, operands in self.requests])
+        self.answers = iter([[_host(x) for x in results] for results in made])
 
 
 def _cut(array: Any, dims: ArrayFactors, rule: OpRule, factor: int, part: slice) -> Any:
@@ -115,8 +209,7 @@ def _keep(
     axes = [f for dim in dims for f in dim]
     mask = np.zeros(split, bool)
     mask[tuple(part if f == factor else slice(None) for f in axes)] = True
-    filling = jnp.broadcast_to(jnp.asarray(other, array.dtype), array.shape)
-    return jnp.where(jnp.asarray(mask.reshape(array.shape)), array, filling)
+    return np.where(mask.reshape(array.shape), array, np.asarray(other, array.dtype))
 
 
 def _slice_params(params: Params, operands: Shapes, results: Shapes, old: Shapes) -> Params:
@@ -171,8 +264,8 @@ ADJUST: Mapping[str, Callable[[Params, Shapes, Shapes, Shapes], Params]] = {
 
 # How partial results combine.
 COMBINE: Mapping[str, Callable[[Any, Any, Applied], Any]] = {
-    "reduce_max": lambda a, b, whole: jnp.maximum(a, b),
-    "reduce_min": lambda a, b, whole: jnp.minimum(a, b),
+    "reduce_max": lambda a, b, whole: np.maximum(a, b),
+    "reduce_min": lambda a, b, whole: np.minimum(a, b),
     "reduce_prod": lambda a, b, whole: a * b,
     "reduce_and": lambda a, b, whole: a & b,
     "reduce_or": lambda a, b, whole: a | b,
@@ -180,36 +273,20 @@ COMBINE: Mapping[str, Callable[[Any, Any, Applied], Any]] = {
     "scatter-add": lambda a, b, whole: a + b - whole.operands[0],
     "scatter-sub": lambda a, b, whole: a + b - whole.operands[0],
     "scatter-mul": lambda a, b, whole: a * b / whole.operands[0],
-    "scatter-min": lambda a, b, whole: jnp.minimum(a, b),
-    "scatter-max": lambda a, b, whole: jnp.maximum(a, b),
+    "scatter-min": lambda a, b, whole: np.minimum(a, b),
+    "scatter-max": lambda a, b, whole: np.maximum(a, b),
 }
-ARGUMENT = {"argmax": jnp.maximum, "argmin": jnp.minimum}
+ARGUMENT = {"argmax": np.maximum, "argmin": np.minimum}
 # Results that stand for positions, not for their operands' slices: nothing to slice.
-MADE = frozenset("iota random_bits random_split random_unwrap empty".split())
-
-
-def _bind(whole: Applied, operands: Sequence[Any], results: Shapes) -> list[Any]:
-    params = dict(whole.eqn.params)
-    adjust = ADJUST.get(whole.name)
-    if adjust is not None:
-        old = [x.shape for x in whole.operands]
-        params |= adjust(params, [x.shape for x in operands], results, old)
-    return _as_list(whole.eqn.primitive.bind(*operands, **params))
-
-
-def _close(actual: Any, expected: Any, what: str) -> None:
-    assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
-    if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
-        actual, expected = jax.random.key_data(actual), jax.random.key_data(expected)
-    actual, expected = (np.asarray(x).astype(np.complex128) for x in (actual, expected))
-    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4, err_msg=what)
+MADE = frozenset("iota random_bits random_split random_unwrap rng_bit_generator".split())
 
 
 class Check:
     """The check of one applied equation."""
 
-    def __init__(self, whole: Applied) -> None:
+    def __init__(self, whole: Applied, runner: Runner) -> None:
         self.whole = whole
+        self.runner = runner
         self.rule = whole.rule()
         self.what = f"{whole.name} {self.rule}"
 
@@ -230,6 +307,21 @@ class Check:
                 self.rows(factor) if of_result else self.picked(factor)
             elif info.role is FactorRole.HALO:
                 self.halo(factor)
+
+    def bind(self, operands: Sequence[Any], results: Shapes) -> list[Any]:
+        """The operation on other operands."""
+        return self.runner.bind(self.whole, operands, results)
+
+    def close(self, actual: Any, expected: Any, factor: int) -> None:
+        """Compare, in the second pass."""
+        if self.runner.recording:
+            return
+        what = f"{self.what}, factor {factor}"
+        assert actual.shape == expected.shape, f"{what}: {actual.shape} != {expected.shape}"
+        if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
+            actual, expected = jax.random.key_data(actual), jax.random.key_data(expected)
+        actual, expected = (np.asarray(x).astype(np.complex128) for x in (actual, expected))
+        np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4, err_msg=what)
 
     def shape(self) -> None:
         """The sizes of a dimension's factors multiply to it; no factor twice in one array."""
@@ -260,9 +352,9 @@ class Check:
     def parallel(self, factor: int) -> None:
         for part in self.halves(factor):
             expected = self.results(factor, part)
-            actual = _bind(self.whole, self.operands(factor, part), [x.shape for x in expected])
+            actual = self.bind(self.operands(factor, part), [x.shape for x in expected])
             for a, b in zip(actual, expected, strict=True):
-                _close(a, b, f"{self.what}, factor {factor}")
+                self.close(a, b, factor)
 
     def contracted(self, factor: int) -> None:
         if self.whole.name == "conv_general_dilated" and self._moves(factor):
@@ -270,25 +362,25 @@ class Check:
             return
         shapes = [x.shape for x in self.whole.results]
         parts = [self.operands(factor, part) for part in self.halves(factor)]
-        partial = [_bind(self.whole, operands, shapes) for operands in parts]
+        partial = [self.bind(operands, shapes) for operands in parts]
         if self.whole.name in ARGUMENT:
             combined = [self._argument(factor, parts, [p[0] for p in partial])]
         else:
             combine = COMBINE.get(self.whole.name, lambda a, b, whole: a + b)
             combined = [combine(a, b, self.whole) for a, b in zip(*partial, strict=True)]
         for a, b in zip(combined, self.whole.results, strict=True):
-            _close(a, b, f"{self.what}, factor {factor}")
+            self.close(a, b, factor)
 
     def _argument(self, factor: int, parts: Sequence[Any], indices: Sequence[Any]) -> Any:
         """Of the halves' best positions the one with the better value; the first on a tie."""
         axis = self.whole.eqn.params["axes"][0]
         values = [
-            jnp.take_along_axis(p[0], jnp.expand_dims(i, axis), axis).squeeze(axis)
+            np.take_along_axis(p[0], np.expand_dims(i, axis), axis).squeeze(axis)
             for p, i in zip(parts, indices, strict=True)
         ]
         best = ARGUMENT[self.whole.name](*values)
         second = indices[1] + self.rule.factors[factor].size // 2
-        return jnp.where(best == values[0], indices[0], second)
+        return np.where(best == values[0], indices[0], second)
 
     def _moves(self, factor: int) -> bool:
         """Whether the factor is space that the kernel covers and is moved over."""
@@ -318,7 +410,7 @@ class Check:
                     [x.shape for x in self.whole.results],
                 )[0]
             )
-        _close(total, self.whole.results[0], f"{self.what}, factor {factor}")
+        self.close(total, self.whole.results[0], factor)
 
     def picked(self, factor: int) -> None:
         """A gather from an operand of which each half holds zeros elsewhere, summed."""
@@ -326,8 +418,8 @@ class Check:
         for part in self.halves(factor):
             pairs = zip(self.whole.operands, self.rule.operands, strict=True)
             held = [_keep(x, dims, self.rule, factor, part, 0) for x, dims in pairs]
-            total = total + _bind(self.whole, held, [x.shape for x in self.whole.results])[0]
-        _close(total, self.whole.results[0], f"{self.what}, factor {factor}")
+            total = total + self.bind(held, [x.shape for x in self.whole.results])[0]
+        self.close(total, self.whole.results[0], factor)
 
     def rows(self, factor: int) -> None:
         for part in self.halves(factor):
@@ -351,24 +443,34 @@ class Check:
     def _independent(self, factor: int, part: slice, near: slice) -> None:
         """`part` of the results does not change when operands change outside `near`."""
         changed = [
-            _keep(x, dims, self.rule, factor, near, jnp.flip(x) + 1)
+            _keep(x, dims, self.rule, factor, near, np.flip(x) + 1)
             for x, dims in zip(self.whole.operands, self.rule.operands, strict=True)
         ]
-        actual = _bind(self.whole, changed, [x.shape for x in self.whole.results])
+        actual = self.bind(changed, [x.shape for x in self.whole.results])
         pairs = zip(actual, self.rule.results, self.results(factor, part), strict=True)
         for result, dims, expected in pairs:
-            _close(
+            self.close(
                 _cut(result, dims, self.rule, factor, part),
                 expected,
-                f"{self.what}, factor {factor}",
+                factor,
             )
+
+
+def run_checks(applications: Sequence[Applied]) -> None:
+    """Check all of them, compiling once."""
+    runner = Runner()
+    checks = [Check(one, runner) for one in applications]
+    for check in checks:
+        check.run()
+    runner.compute()
+    for check in checks:
+        check.run()
 
 
 def check_function(function: Callable[..., Any], *arguments: Any) -> frozenset[str]:
     """Check every equation of a function; returns the primitives that were met."""
     unique = {one.key: one for one in applied(function, *arguments)}
-    for one in unique.values():
-        Check(one).run()
+    run_checks(list(unique.values()))
     return frozenset(one.name for one in unique.values())
 
 

@@ -1,0 +1,98 @@
+"""`auto` costs every combination, takes the cheapest, and tells what it considered."""
+
+import jax
+import optax
+
+import autoshard
+import models
+from autoshard import cost
+from autoshard.mesh_shape import MeshShape
+from tests.autoshard import cases
+
+
+def compiled(mesh: str, **overrides: int) -> autoshard.CompiledModel:
+    spec = models.get("gpt2_tiny", num_layers=1, **overrides)
+    return autoshard.compile(
+        spec.build(), mesh, batch=spec.example_batch(8, 32), optimizer=optax.adam(1e-3)
+    )
+
+
+def test_auto_is_never_worse_than_a_single_rule_set_by_its_own_measure() -> None:
+    for mesh in ("data=8,model=1", "data=2,model=4", "data=1,model=8"):
+        plan = compiled(mesh).plan
+        scores = {a.rules: a.score_s for a in plan.alternatives if a.score_s is not None}
+        assert plan.cost.score_s == min(scores.values())
+        assert [a.verdict for a in plan.alternatives].count("chosen") == 1
+        assert ("data",) in scores
+
+
+def test_an_open_mesh_is_chosen_among_its_factorisations() -> None:
+    plan = compiled("cpu:8").plan
+    assert plan.mesh.shape.device_count == 8
+    meshes = {a.mesh for a in plan.alternatives}
+    assert meshes == {"data=8,model=1", "data=4,model=2", "data=2,model=4", "data=1,model=8"}
+
+
+def test_wide_layers_and_small_batches_make_tensor_parallelism_pay() -> None:
+    """With one sequence a device there is little to sum over tensors, and much to sum of gradients."""
+    spec = models.get("mlp", hidden=(8192, 8192))
+    plan = autoshard.compile(
+        spec.build(), "data=2,model=4", batch=spec.example_batch(8), optimizer=optax.adam(1e-3)
+    ).plan
+    assert "redco" in plan.rules
+    assert "redco" not in compiled("data=8,model=1").plan.rules
+
+
+def test_impossible_candidates_are_listed_with_the_reason() -> None:
+    spec = models.get("gpt2_tiny", num_layers=1)
+    plan = autoshard.compile(
+        spec.build(), "data=2,model=4", batch=spec.example_batch(4, 32)
+    ).plan
+    verdicts = {a.rules: a.verdict for a in plan.alternatives}
+    assert verdicts[("data",)].startswith("impossible: the batch dimension 4")
+    assert "redco" in plan.rules
+
+
+def test_ring_collectives_have_their_closed_forms() -> None:
+    assert cost.ring_all_reduce(800.0, 8) == 2 * 700
+    assert cost.ring_all_gather(800.0, 8) == 700
+    assert cost.ring_all_reduce(800.0, 1) == 0
+
+
+def test_operations_are_counted_by_their_closed_form() -> None:
+    """2 m k n a product; each device does its share; backward is twice forward."""
+    batch, wide = 16, 64
+
+    def forward(w: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ w
+
+    arguments = (
+        jax.ShapeDtypeStruct((32, wide), "float32"), jax.ShapeDtypeStruct((batch, 32), "float32"),
+    )  # fmt: skip
+    plan = autoshard.compile(forward, "data=2,model=4", batch=arguments, rules="redco").plan
+    assert plan.cost.flops == 2 * batch * 32 * wide / 8
+    spec = models.get("mlp", in_features=32, hidden=(64,), num_classes=16)
+    trained = autoshard.compile(
+        spec.build(), "data=8", batch=spec.example_batch(16), rules="data"
+    ).plan
+    first, second = 2 * 16 * 32 * 64, 2 * 16 * 64 * 16
+    # The gradient of the data is not needed for the first layer.
+    assert trained.cost.flops == (2 * first + 3 * second) / 8
+
+
+def test_moved_bytes_of_data_parallelism_and_zero() -> None:
+    spec = cases.small("gpt2", num_layers=1)
+    parameters = 4 * spec.num_params
+    plans = {
+        rules: cases.compile_case(spec, "data=8", rules, optimizer=optax.adam(1e-3)).plan.cost
+        for rules in ("data", "zero2", "zero3")
+    }
+    assert plans["data"].gradient_bytes == 2 * parameters * 7 / 8
+    assert plans["zero2"].gradient_bytes == plans["zero2"].gather_bytes == parameters * 7 / 8
+    assert plans["zero3"].moved_bytes == 3 * parameters * 7 / 8
+    assert all(plan.tensor_bytes == 0 for plan in plans.values())
+
+
+def test_mesh_shapes_parse_and_count() -> None:
+    shape = MeshShape.parse("data=2, model=4")
+    assert (shape.names, shape.sizes, shape.device_count) == (("data", "model"), (2, 4), 8)
