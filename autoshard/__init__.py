@@ -1,9 +1,9 @@
 """autoshard: plans, compiles and checks the parallel execution of Flax models.
 
-    compiled = autoshard.compile(model, mesh)
-    state = compiled.init(rng, batch)
-    state, metrics = compiled.step(state, batch)
-    print(compiled.plan.explain())
+compiled = autoshard.compile(model, mesh)
+state = compiled.init(rng, batch)
+state, metrics = compiled.step(state, batch)
+print(compiled.plan.explain())
 """
 
 from autoshard import rule_sets as rules

@@ -11,7 +11,8 @@ from flax import linen, nnx
 
 from autoshard.errors import ModelError
 
-# Entries of a dict batch that the loss reads and the model does not, unless its signature names them.
+# Entries of a dict batch that the loss reads and the model does not, unless its signature names
+# them.
 TARGET_NAMES = frozenset(
     "label labels target targets y weight weights mask loss_mask loss_weights".split()
 )
@@ -145,9 +146,7 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
         params = variables.pop("params", {})
         return params, variables
 
-    def apply(
-        params: Any, model_state: Any, rng: Any, batch: Any, train: bool
-    ) -> tuple[Any, Any]:
+    def apply(params: Any, model_state: Any, rng: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         arguments, keywords = call_arguments(type(model).__call__, batch, train, name)
         rngs = dict(zip(("params", "dropout"), jax.random.split(rng), strict=True))
         variables = {"params": params, **model_state}
@@ -163,7 +162,9 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
         is_box = lambda x: isinstance(x, linen.meta.AxisMetadata)  # noqa: E731
         leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
         return {
-            path_name(path): tuple(getattr(leaf, "names", ())) for path, leaf in leaves if is_box(leaf)
+            path_name(path): tuple(getattr(leaf, "names", ()))
+            for path, leaf in leaves
+            if is_box(leaf)
         }
 
     shapes = functools.partial(jax.eval_shape, init)
@@ -187,6 +188,12 @@ def _nnx_names(state: Any) -> dict[str, AxisNames]:
     return found
 
 
+def _split(module: Any) -> tuple[Any, Any, Any]:
+    """(graph definition, parameters, other variables) of an nnx module."""
+    split: Any = nnx.split  # its stubs do not cover two filters
+    return split(module, nnx.Param, ...)
+
+
 def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None) -> ModelFunctions:
     # Once only: drawing from nnx.Rngs under a trace takes time quadratic in the model's size.
     # Annotated variables are not placed as they are made: the plan places them.
@@ -196,11 +203,11 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
 
     abstract = nnx.eval_shape(lambda: built(jax.random.key(0)))
     name = type(abstract).__name__
-    graphdef, params_like, rest_like = nnx.split(abstract, nnx.Param, ...)
+    graphdef, params_like, rest_like = _split(abstract)
 
     def init(rng: Any, batch: Any) -> tuple[Any, Any]:
         del batch
-        _, params, rest = nnx.split(built(rng), nnx.Param, ...)
+        _, params, rest = _split(built(rng))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def filled(like: Any, values: Any) -> Any:
@@ -208,9 +215,7 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
         nnx.replace_by_pure_dict(state, values)
         return state
 
-    def apply(
-        params: Any, model_state: Any, rng: Any, batch: Any, train: bool
-    ) -> tuple[Any, Any]:
+    def apply(params: Any, model_state: Any, rng: Any, batch: Any, train: bool) -> tuple[Any, Any]:
         del rng  # nnx modules carry their own streams in model_state
         with nnx.use_eager_sharding(False):
             states = filled(params_like, params), filled(rest_like, model_state)
@@ -218,7 +223,7 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
             module.train() if train else module.eval()
             arguments, keywords = call_arguments(type(module).__call__, batch, train, name)
             outputs = module(*arguments, **keywords)
-            _, _, rest = nnx.split(module, nnx.Param, ...)
+            _, _, rest = _split(module)
         return outputs, nnx.to_pure_dict(rest)
 
     def shapes(rng: Any, batch: Any) -> tuple[Any, Any]:
@@ -244,7 +249,7 @@ def _adapt_nnx_builder(model: Callable[..., Any]) -> ModelFunctions:
 
 
 def _adapt_nnx_instance(model: nnx.Module) -> ModelFunctions:
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, rest = _split(model)
     leaves = jax.tree.leaves((params, rest))
     name = type(model).__name__
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):

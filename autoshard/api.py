@@ -1,19 +1,18 @@
 """`autoshard.compile`: the whole toolkit behind one call.
 
-    adapt    linen | nnx -> pure functions                      adapters
-    trace    forward loss program and the roles of its inputs    trace
-    analyse  factor rules -> named dimensions, structure         named_dims, structure, dim_names
-    choose   rule sets -> layouts, by estimated cost             rule_sets, layouts, search
-    check    the plan against program and mesh                   validate
-    lower    autodiff, optimizer, constraints, jit               lower
+adapt    linen | nnx -> pure functions                      adapters
+trace    forward loss program and the roles of its inputs    trace
+analyse  factor rules -> named dimensions, structure         named_dims, structure, dim_names
+choose   rule sets -> layouts, by estimated cost             rule_sets, layouts, search
+check    the plan against program and mesh                   validate
+lower    autodiff, optimizer, constraints, jit               lower
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import optax
-from flax import linen, nnx
 
 from autoshard import rule_sets
 from autoshard.adapters import adapt, is_model
@@ -40,16 +39,6 @@ def default_optimizer(
     return optax.adamw(schedule, weight_decay=0.01)
 
 
-@overload
-def compile(
-    model: linen.Module | nnx.Module, mesh: Any, **keywords: Any
-) -> CompiledModel: ...
-
-
-@overload
-def compile(model: Callable[..., Any], mesh: Any, **keywords: Any) -> Any: ...
-
-
 def compile(
     model: Any,
     mesh: Any,
@@ -65,7 +54,7 @@ def compile(
     plan: Plan | str | os.PathLike[str] | None = None,
     memory_limit_bytes: int | None = None,
     argument_roles: Sequence[Role | str] | None = None,
-) -> CompiledModel | CompiledFunction:
+) -> Any:
     """Plan and compile a model for a mesh.
 
     Args:
@@ -78,8 +67,8 @@ def compile(
       loss: (outputs, batch) -> scalar, or (scalar, dict of scalars). Default: next-token or
         classification cross-entropy, by the shapes (`autoshard.losses.default_loss`).
       optimizer: any optax transformation; default `default_optimizer()`.
-      rules: a rule set's name (`data`, `redco`, `zero1` to `zero3`, `logical`, `auto`), several joined by
-        `+`, a `RuleSet`, a pair (dimension, axis), or a list of these.
+      rules: a rule set's name (`data`, `redco`, `zero1` to `zero3`, `logical`, `auto`), several
+        joined by `+`, a `RuleSet`, a pair (dimension, axis), or a list of these.
       task: `train`, or `eval` for a model without optimizer.
       dtype: compute dtype (parameters are stored in float32), or a `Precision`.
       donate: whether `step` reuses the memory of the state that it is given.

@@ -53,8 +53,8 @@ class CompiledFunction:
         """The plan. Raises PlanError if the arguments are not known yet."""
         if self._plan is None or not self._checked:
             raise PlanError(
-                "nothing is planned yet: pass the arguments' specs as batch=(...) to autoshard.compile, "
-                "or call the function once"
+                "nothing is planned yet: pass the arguments' specs as batch=(...) to "
+                "autoshard.compile, or call the function once"
             )
         return self._plan
 
@@ -81,8 +81,8 @@ class CompiledFunction:
             _signature, self._arguments
         ):
             raise PlanError(
-                "the arguments have other shapes, dtypes or structure than those planned for: compile "
-                "again for these arguments"
+                "the arguments have other shapes, dtypes or structure than those planned for: "
+                "compile again for these arguments"
             )
         return self._compiled(*jax.device_put(arguments, self.argument_sharding))
 
@@ -107,7 +107,8 @@ class CompiledFunction:
         roles = self._roles or default_roles(len(arguments))
         if len(roles) != len(arguments):
             raise ModelError(
-                f"{len(roles)} argument roles were given for {len(arguments)} arguments: give one each"
+                f"{len(roles)} argument roles were given for {len(arguments)} arguments: give one "
+                "each"
             )
         self._arguments = tuple(abstract(a) for a in arguments)
         program, _ = trace_function(self._function, self._arguments, roles)

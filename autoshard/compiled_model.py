@@ -57,8 +57,8 @@ class CompiledModel:
     """A Flax model with a plan for a mesh.
 
     Planning needs the batch's shapes. Without `batch` it happens at the first `init` or `step`, as
-    tracing does with `jax.jit`. Batches of other sizes are compiled when they first come, under the same
-    plan.
+    tracing does with `jax.jit`. Batches of other sizes are compiled when they first come, under
+    the same plan.
     """
 
     def __init__(self, recipe: Recipe, batch: Any = None, plan: Plan | None = None) -> None:
@@ -118,7 +118,9 @@ class CompiledModel:
 
     @property
     def abstract_state(self) -> TrainState:
-        """A `TrainState` of `jax.ShapeDtypeStruct` with shardings: what to restore a checkpoint into."""
+        """A `TrainState` of `jax.ShapeDtypeStruct` with shardings: what to restore a checkpoint
+        into.
+        """
         ready = self._ready()
         key = jax.eval_shape(lambda: jax.random.key(0))
         state = TrainState(
@@ -193,8 +195,8 @@ class CompiledModel:
     def _check_trains(self) -> None:
         if self._recipe.optimizer is None:
             raise PlanError(
-                f"this was compiled with task={self._recipe.wishes.task!r}, which has no optimizer: "
-                "compile with task='train' to call step"
+                f"this was compiled with task={self._recipe.wishes.task!r}, which has no "
+                "optimizer: compile with task='train' to call step"
             )
 
     def _ready(self) -> _Planned:
@@ -244,7 +246,7 @@ class CompiledModel:
     def _state_problem(self, state: TrainState) -> str | None:
         """What is wrong with a state that the compiled step refused, in words."""
         wanted = self.abstract_state
-        if jax.tree.structure(state) != jax.tree.structure(wanted):
+        if not _same_structure(state, wanted):
             return (
                 "the state has another structure than this model's and optimizer's: make it with "
                 "init, or restore it into `abstract_state`"
@@ -255,13 +257,14 @@ class CompiledModel:
         for (path, have), want in pairs:
             if have.shape != want.shape or have.dtype != want.dtype:
                 return (
-                    f"{path_name(path)} of the state is {have.dtype}{list(have.shape)} and the plan "
-                    f"has {want.dtype}{list(want.shape)}: make the state with init"
+                    f"{path_name(path)} of the state is {have.dtype}{list(have.shape)} and the "
+                    f"plan has {want.dtype}{list(want.shape)}: make the state with init"
                 )
             if not have.sharding.is_equivalent_to(want.sharding, have.ndim):
                 return (
-                    f"{path_name(path)} of the state is laid out as {have.sharding} and the plan has "
-                    f"{want.sharding}: move it with jax.device_put(state, compiled.state_sharding)"
+                    f"{path_name(path)} of the state is laid out as {have.sharding} and the plan "
+                    f"has {want.sharding}: move it with jax.device_put(state, "
+                    "compiled.state_sharding)"
                 )
         return None
 
@@ -278,27 +281,28 @@ class CompiledModel:
 
     def _check_batch(self, batch: Any) -> None:
         planned = self._ready().traced.batch
-        given, wanted = jax.tree.structure(abstract(batch)), jax.tree.structure(planned)
-        if given != wanted:
+        if not _same_structure(batch, planned):
             raise BatchError(
-                f"the batch has structure {given} and the plan was made for {wanted}: pass batches "
-                "of one structure"
+                f"the batch has structure {jax.tree.structure(batch)} and the plan was made for "
+                f"{jax.tree.structure(planned)}: pass batches of one structure"
             )
         degree = self.plan.mesh.refined.shards(self.plan.data_parts)
         pairs = zip(
-            jax.tree_util.tree_leaves_with_path(abstract(batch)), jax.tree.leaves(planned), strict=True
+            jax.tree_util.tree_leaves_with_path(abstract(batch)),
+            jax.tree.leaves(planned),
+            strict=True,
         )
         for (path, have), want in pairs:
             if len(have.shape) != len(want.shape) or have.dtype != want.dtype:
                 raise BatchError(
-                    f"{path_name(path) or 'the batch'} is {have.dtype}{list(have.shape)} and the plan "
-                    f"was made for {want.dtype}{list(want.shape)}: only sizes may change"
+                    f"{path_name(path) or 'the batch'} is {have.dtype}{list(have.shape)} and the "
+                    f"plan was made for {want.dtype}{list(want.shape)}: only sizes may change"
                 )
             if have.shape and have.shape[0] % degree:
                 raise BatchError(
-                    f"the batch dimension {have.shape[0]} of {path_name(path) or 'the batch'} does not "
-                    f"divide by the {degree} shards of the plan's data axes: use a multiple of {degree} "
-                    "(drop the remainder of the last batch, or pad it)"
+                    f"the batch dimension {have.shape[0]} of {path_name(path) or 'the batch'} "
+                    f"does not divide by the {degree} shards of the plan's data axes: use a "
+                    f"multiple of {degree} (drop the remainder of the last batch, or pad it)"
                 )
 
     def _executable(self, kind: str, batch: Any) -> jax.stages.Compiled:
@@ -331,6 +335,11 @@ class CompiledModel:
         return jitted.lower(self.abstract_state, specs)
 
 
+def _same_structure(first: Any, second: Any) -> bool:
+    structures: list[Any] = [jax.tree.structure(first), jax.tree.structure(second)]
+    return bool(structures[0] == structures[1])
+
+
 def _with_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
@@ -344,4 +353,3 @@ def _as_key(rng: Any) -> Any:
     if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         return rng
     return jax.random.wrap_key_data(rng)
-

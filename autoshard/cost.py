@@ -1,8 +1,8 @@
 """What a layout costs, estimated from the gradient program: operations, bytes moved, bytes held.
 
-Communication is counted where a sharded factor is contracted, picked from or blocked, over the whole
-gradient program, and where ZeRO gathers and scatters. Its purpose is to rank layouts before anything is
-compiled; a plan says "estimated" wherever these figures appear.
+Communication is counted where a sharded factor is contracted, picked from or blocked, over the
+whole gradient program, and where ZeRO gathers and scatters. Its purpose is to rank layouts before
+anything is compiled; a plan says "estimated" wherever these figures appear.
 """
 
 import dataclasses
@@ -68,9 +68,12 @@ def class_parts(
             rest = list(parts)
             for atom in dim:
                 taken: list[str] = []
-                while rest and analysis.sizes[atom] % math.prod(
-                    [shards[p] for p in taken] + [shards[rest[0]]]
-                ) == 0:
+                while (
+                    rest
+                    and analysis.sizes[atom]
+                    % math.prod([shards[p] for p in taken] + [shards[rest[0]]])
+                    == 0
+                ):
                     taken.append(rest.pop(0))
                 if taken:
                     found.setdefault(atom, tuple(taken))
@@ -204,4 +207,3 @@ def estimate(
         + memory.total_bytes / machine.memory_bytes_per_s
     )
     return CostReport(flops, tensor, gradients, gathers, memory, score)
-

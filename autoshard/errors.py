@@ -10,7 +10,7 @@ class AutoshardError(ValueError):
 
 
 class ModelError(AutoshardError):
-    """The model cannot be adapted: unknown kind, or a call signature that the batch does not fit."""
+    """The model cannot be adapted: unknown kind, or a signature that the batch does not fit."""
 
 
 class LossError(AutoshardError):

@@ -37,7 +37,7 @@ def format_spec(spec: Spec) -> str:
 
 
 def group_path(path: str) -> str:
-    """A path without its layer numbers: `h_3/attn` and `layers/3/attn` become `h_*` and `layers/*`."""
+    """A path without layer numbers: `h_3/attn` becomes `h_*/attn`, `layers/3` `layers/*`."""
     return re.sub(r"(?<![^/_])\d+(?=/|$)", "*", path)
 
 
@@ -58,8 +58,8 @@ def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
         key = (array.leaf.role, group_path(array.leaf.path), array.leaf.shape, array.dims,
                array.compute, array.param, array.grad, array.opt, array.rule)  # fmt: skip
         groups.setdefault(key, []).append(array)
-    table = _table("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule",
-                   right=(1, 6))  # fmt: skip
+    columns = ("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule")
+    table = _table(*columns, right=(1, 6))
     reasons: dict[str, int] = {}
     for members in groups.values():
         first = members[0]
@@ -69,7 +69,8 @@ def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
         if first.opt != first.param:
             stored += f" opt {format_spec(first.opt)}"
         table.add_row(
-            (path or "batch") + ("" if first.leaf.role is Role.PARAMETER else f" [{first.leaf.role.value}]"),
+            (path or "batch")
+            + ("" if first.leaf.role is Role.PARAMETER else f" [{first.leaf.role.value}]"),
             str(len(members)),
             "x".join(map(str, first.leaf.shape)) or "scalar",
             " x ".join(first.dims),
@@ -144,8 +145,8 @@ def explain(plan: Plan, width: int) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, highlight=False, markup=False)
     console.print(
-        f"Plan for {plan.program.name} ({plan.task}) on {plan.topology}, mesh {plan.mesh.shape}, rules "
-        f"{'+'.join(plan.rules)}"
+        f"Plan for {plan.program.name} ({plan.task}) on {plan.topology}, mesh {plan.mesh.shape}, "
+        f"rules {'+'.join(plan.rules)}"
     )
     for axis, use in axis_uses(plan).items():
         console.print(f"  axis {axis}={plan.mesh.shape.size(axis)}: {use}")

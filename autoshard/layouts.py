@@ -1,8 +1,8 @@
 """From rule sets' choices to a layout of every array.
 
-Order of decisions: the batch over the data axes; classes of dimensions, in the order of the rule sets;
-single arrays, which override classes; last the storage of parameters, gradients and optimizer state, which
-adds data axes to how an array is used (ZeRO).
+Order of decisions: the batch over the data axes; classes of dimensions, in the order of the rule
+sets; single arrays, which override classes; last the storage of parameters, gradients and
+optimizer state, which adds data axes to how an array is used (ZeRO).
 """
 
 import dataclasses
@@ -83,13 +83,14 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
       BatchError: the batch does not divide by the data axes.
     """
     mesh = split_into_primes(shape)
-    claimed = {axis for rule in rules for axis in rule.claims(subject, shape)}
+    axis_rules = tuple(pair for rule in rules for pair in rule.axis_rules)
+    claimed = {axis for rule in rules for axis in rule.claims(subject, shape, axis_rules)}
     context = RuleContext(
         subject=subject,
         mesh=mesh,
         data_parts=tuple(p for axis in shape.names if axis not in claimed for p in mesh.of(axis)),
         tensor_parts=tuple(p for axis in shape.names if axis in claimed for p in mesh.of(axis)),
-        axis_rules=tuple(pair for rule in rules for pair in rule.axis_rules),
+        axis_rules=axis_rules,
     )
     decided = [rule.decide(context) for rule in rules]
     notes = [note for choices in decided for note in choices.notes]
@@ -97,14 +98,14 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
     chosen = _classes([*batch, *(c for d in decided for c in d.classes)], context, notes)
     stage = max((rule.zero_stage for rule in rules), default=0)
     arrays = _arrays(context, chosen, decided, stage)
-    arrays, mesh, renamed = _coalesced(mesh, arrays)
+    coalesced, mesh, renamed = _coalesced(mesh, arrays)
     return Layout(
         mesh=mesh,
         rules=tuple(rule.name for rule in rules),
         zero_stage=stage,
         data_parts=rename((context.data_parts,), renamed)[0],
         tensor_parts=rename((context.tensor_parts,), renamed)[0],
-        arrays=arrays,
+        arrays=coalesced,
         notes=tuple(notes),
     )
 
@@ -145,15 +146,15 @@ def _batch_message(leaf: Leaf, context: RuleContext, degree: int) -> str:
     return (
         f"the batch dimension {leaf.shape[0]} of {leaf.path or 'the batch'} {problem} the {degree} "
         f"shards of the data axes ({sizes}): use a batch of "
-        f"{degree if smaller else -(-leaf.shape[0] // degree) * degree}, or a mesh with smaller data "
-        "axes (a tensor axis does not shard the batch)"
+        f"{degree if smaller else -(-leaf.shape[0] // degree) * degree}, or a mesh with smaller "
+        "data axes (a tensor axis does not shard the batch)"
     )
 
 
 def _classes(
     choices: Sequence[ClassChoice], context: RuleContext, notes: list[str]
 ) -> dict[int, ClassChoice]:
-    """The first choice for each class stands; one that meets another on the same axis is dropped."""
+    """The first choice for a class stands; one that meets another on the same axis is dropped."""
     subject = context.subject
     chosen: dict[int, ClassChoice] = {}
     for choice in choices:
@@ -174,18 +175,23 @@ def _classes(
     for atom in dropped:
         other = chosen.pop(atom)
         notes.append(
-            f"{subject.names.of[atom]} is not sharded over {context.mesh.axis_of(other.parts[0])}: some "
-            "array has it beside another dimension that this axis already shards"
+            f"{subject.names.of[atom]} is not sharded over "
+            f"{context.mesh.axis_of(other.parts[0])}: some array has it beside another dimension "
+            "that this axis already shards"
         )
     return chosen
 
 
-def spec_of(dims: Sequence[Sequence[int]], parts: AtomParts, shards: Mapping[str, int],
-            sizes: Mapping[int, int]) -> Spec:
+def spec_of(
+    dims: Sequence[Sequence[int]],
+    parts: AtomParts,
+    shards: Mapping[str, int],
+    sizes: Mapping[int, int],
+) -> Spec:
     """The spec that classes give an array.
 
-    Within a dimension, an atom can be sharded only if those before it are sharded wholly. An atom that occurs
-    twice in an array is sharded at its first occurrence.
+    Within a dimension, an atom can be sharded only if those before it are sharded wholly. An atom
+    that occurs twice in an array is sharded at its first occurrence.
     """  # fmt: skip
     used: set[str] = set()
     spec = []
@@ -227,7 +233,9 @@ def _array(
     of_part = part_sizes(context.mesh)
     compute = spec_of(dims, {a: c.parts for a, c in chosen.items()}, of_part, analysis.sizes)
     deciding = [chosen[a] for dim in dims for a in dim if a in chosen]
-    rule, why = (deciding[0].rule, deciding[0].why) if deciding and any(compute) else ("", "replicated")
+    rule, why = (
+        (deciding[0].rule, deciding[0].why) if deciding and any(compute) else ("", "replicated")
+    )
     used = leaf_choices.get((position, False))
     if used is not None:
         compute, rule, why = used.spec, used.rule, used.why
@@ -244,7 +252,9 @@ def _array(
         rule = f"{rule}+zero{stage}" if rule else f"zero{stage}"
         why = f"{why}; " if why != "replicated" else ""
         kinds = ("optimizer state", "gradient and optimizer state", "storage")[stage - 1]
-        why += f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, context.data_parts)))}"
+        why += (
+            f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, context.data_parts)))}"
+        )
     return ArrayLayout(
         leaf=leaf,
         dims=labels,
@@ -260,10 +270,11 @@ def _array(
 def _spread(
     shape: tuple[int, ...], spec: Spec, parts: tuple[str, ...], of_part: Mapping[str, int]
 ) -> Spec:
-    """Add data parts to a spec: all to one dimension if one takes them, else as many as dimensions take.
+    """Add data parts to a spec: all to one dimension if one takes them, else as many as dimensions
+    take.
 
-    A dimension that is not sharded yet is preferred, so that gathering is one contiguous all-gather;
-    among those, the largest.
+    A dimension that is not sharded yet is preferred, so that gathering is one contiguous
+    all-gather; among those, the largest.
     """
     already = {p for dim in spec for p in dim}
     parts = tuple(p for p in parts if p not in already)

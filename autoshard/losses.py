@@ -38,9 +38,7 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array, weights: Any = None) -
       weights: optional [B, S], the weight of each target token.
     """
     targets = jnp.roll(tokens, -1, axis=1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), targets
-    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
     counted = (jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1).astype(jnp.float32)[None, :]
     if weights is not None:
         counted = counted * jnp.roll(weights, -1, axis=1).astype(jnp.float32)
@@ -50,9 +48,7 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array, weights: Any = None) -
 
 def classification_loss(logits: jax.Array, labels: jax.Array, weights: Any = None) -> jax.Array:
     """Mean cross-entropy in nats of float[..., classes] against int[...]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     if weights is None:
         return losses.mean()
     counted = weights.astype(jnp.float32)
@@ -69,7 +65,8 @@ def default_loss(outputs: Any, batch: Any) -> jax.Array:
       LossError: neither fits; the message gives the shapes and what to pass.
     """
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
-        targets, tokens = batch[-1], None
+        targets: Any = batch[-1]
+        tokens: Any = None
     elif isinstance(batch, Mapping):
         targets, tokens = _entry(batch, _TARGET_NAMES), _entry(batch, _TOKEN_NAMES)
     else:
@@ -79,8 +76,8 @@ def default_loss(outputs: Any, batch: Any) -> jax.Array:
         positions = outputs.shape[:-1]
         if targets is not None and _is_integer(targets) and targets.shape == positions:
             return classification_loss(outputs, targets, _fitting(weights, positions))
-        fits = tokens is not None and _is_integer(tokens) and tokens.shape == positions
-        if targets is None and fits and len(positions) == 2:
+        fits = _is_integer(tokens) and tokens.shape == positions and len(positions) == 2
+        if targets is None and fits:
             return next_token_loss(outputs, tokens, _fitting(weights, positions))
     shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", outputs)
     batch_shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", batch)

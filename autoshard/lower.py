@@ -1,9 +1,9 @@
 """From a program and a plan to functions that run on the mesh: autodiff, optimizer, constraints.
 
-Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use, and again
-in the backward pass: the gathered copies are excluded from what is saved. The gradient of that
-gather is constrained to the gradient's own layout, so that the partitioner reduces and scatters instead of
-all-reducing at full size.
+Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use,
+and again in the backward pass: the gathered copies are excluded from what is saved. The gradient
+of that gather is constrained to the gradient's own layout, so that the partitioner reduces and
+scatters instead of all-reducing at full size.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes import ir
 from passes.program import Role
+
 
 def partition_spec(spec: Spec) -> PartitionSpec:
     """JAX's form of a spec."""
@@ -56,8 +57,8 @@ def _tree(like: Any, arrays: list[ArrayLayout], mesh: Mesh, kind: str) -> Any:
 def optimizer_specs(plan: Plan | Layout, opt_state: Any) -> list[Spec]:
     """A spec for each array of the optimizer's state, in the order of its leaves.
 
-    State that mirrors a parameter (its path ends with the parameter's, and the shape is the same) is laid
-    out as the plan says; anything else (counts, factored moments) is replicated.
+    State that mirrors a parameter (its path ends with the parameter's, and the shape is the same)
+    is laid out as the plan says; anything else (counts, factored moments) is replicated.
     """
     by_path = {a.leaf.path: a for a in plan.arrays if a.leaf.role is Role.PARAMETER}
     specs: list[Spec] = []
@@ -74,7 +75,9 @@ def optimizer_bytes(plan: Plan | Layout, opt_state: Any) -> int:
     """Bytes of optimizer state on each device."""
     shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
     total = 0
-    for leaf, spec in zip(jax.tree.leaves(opt_state), optimizer_specs(plan, opt_state), strict=True):
+    for leaf, spec in zip(
+        jax.tree.leaves(opt_state), optimizer_specs(plan, opt_state), strict=True
+    ):
         degree = math.prod(shards[p] for dim in spec for p in dim)
         total += math.prod(leaf.shape) * leaf.dtype.itemsize // degree
     return total
@@ -133,21 +136,21 @@ def _gather(stored: NamedSharding, used: NamedSharding, gradient: NamedSharding)
 
 
 def _save_all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """A remat policy. Results of constraints are made again from their operands, which are saved."""
+    """A remat policy: results of constraints are made again from their saved operands."""
     return primitive.name != "sharding_constraint"
 
 
 def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]:
-    """(params, model_state, batch, rng) -> (loss, new model state, metrics), by the traced program."""
+    """(params, model_state, batch, rng) -> (loss, model state, metrics), by the traced program."""
     function = ir.as_function(traced.program.jaxpr)
     state_structure = jax.tree.structure(traced.model_state)
+    state_count = len(jax.tree.leaves(traced.model_state))
     metrics_structure = jax.tree.structure(traced.metrics)
 
     def forward(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         outputs = function(*jax.tree.leaves((params, model_state, batch)), rng)
-        count = state_structure.num_leaves
-        new_state = jax.tree.unflatten(state_structure, outputs[1 : 1 + count])
-        metrics = jax.tree.unflatten(metrics_structure, outputs[1 + count :])
+        new_state = jax.tree.unflatten(state_structure, outputs[1 : 1 + state_count])
+        metrics = jax.tree.unflatten(metrics_structure, outputs[1 + state_count :])
         return outputs[0], new_state, metrics
 
     return forward
@@ -222,7 +225,10 @@ def make_init(
     batch: Any,
     params_dtype: str | None,
 ) -> Callable[[Any], TrainState]:
-    """rng -> fresh state. Jitted with the state's shardings, every array is born on its own devices."""
+    """rng -> fresh state. Jitted with the state's shardings, every array is born on its own
+    devices.
+    """
+
     def initialise(rng: Any) -> TrainState:
         init_rng, state_rng = jax.random.split(rng)
         dummy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)

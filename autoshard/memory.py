@@ -62,8 +62,8 @@ _MATERIALISED = frozenset(
     select_and_scatter_add scan_ys""".split()
 )
 _FREE = frozenset(
-    """reshape transpose broadcast_in_dim iota squeeze expand_dims slice stop_gradient name alias tie
-    copy convert_element_type""".split()
+    """reshape transpose broadcast_in_dim iota squeeze expand_dims slice stop_gradient name alias
+    tie copy convert_element_type""".split()
 )
 
 
@@ -105,7 +105,7 @@ def _peak_bytes(analysis: Analysis, local_bytes: Callable[[int], float]) -> floa
         if op.primitive in _FREE and op.inputs and op.outputs:
             owner[op.outputs[0]] = owner[op.inputs[0]]
         elif op.primitive != graphs.TIE:
-            made.update({value: index for value in op.outputs})
+            made.update(dict.fromkeys(op.outputs, index))
     outside = {owner[v] for v in (*graph.inputs, *graph.outputs)}
     changes: dict[int, float] = {}
     for value, index in made.items():

@@ -1,8 +1,9 @@
 """Mesh axes as the planner sees them: every axis a product of prime parts.
 
-Two key-value heads on a four-way axis need it as 2 x 2: queries take both parts, keys and values one, and
-then only all-reduces remain. Decisions are made on prime parts, and parts that no layout tells apart are
-merged again (`coalesce`), so that a plan mentions `model`, or `model.0` and `model.1` where it must.
+Two key-value heads on a four-way axis need it as 2 x 2: queries take both parts, keys and values
+one, and then only all-reduces remain. Decisions are made on prime parts, and parts that no layout
+tells apart are merged again (`coalesce`), so that a plan mentions `model`, or `model.0` and
+`model.1` where it must.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from collections.abc import Iterable, Mapping
 
 from autoshard.errors import MeshError
 
-Spec = tuple[tuple[str, ...], ...]  # for each dimension, the axis parts that shard it, major to minor
+Spec = tuple[
+    tuple[str, ...], ...
+]  # for each dimension, the axis parts that shard it, major to minor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,9 @@ class MeshShape:
             )
         bad = [f"{n}={s}" for n, s in zip(self.names, self.sizes, strict=True) if s < 1]
         if bad or not self.names:
-            raise MeshError(f"mesh axes must have sizes of at least 1, got {', '.join(bad) or 'none'}")
+            raise MeshError(
+                f"mesh axes must have sizes of at least 1, got {', '.join(bad) or 'none'}"
+            )
 
     @property
     def device_count(self) -> int:

@@ -31,7 +31,8 @@ class ProgramIdentity:
     Attributes:
       name: the model's name.
       fingerprint: a digest of its arrays, of its products, lookups and sorts, and of which of their
-        dimensions are the same. Elementwise details, which a new JAX release may rewrite, do not enter.
+        dimensions are the same. Elementwise details, which a new JAX release may rewrite, do not
+        enter.
       operation_count: operations of the flat forward program.
     """
 
@@ -88,7 +89,7 @@ class Plan:
     jax_version: str
 
     def explain(self, width: int = 140) -> str:
-        """The plan as text: what is sharded how, by which rule, and what it is estimated to cost."""
+        """The plan as text: what is sharded how, by which rule, and its estimated cost."""
         return explaining.explain(self, width)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,15 +107,15 @@ class Plan:
             raise PlanError(f"{source} is not an autoshard plan: make one with `Plan.save`")
         if data.get("version") != VERSION:
             raise PlanError(
-                f"{source} has plan version {data.get('version')!r} and this autoshard reads {VERSION}: "
-                "plan again with this version"
+                f"{source} has plan version {data.get('version')!r} and this autoshard reads "
+                f"{VERSION}: plan again with this version"
             )
         try:
             return _parse(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
-                f"{source} is damaged ({type(error).__name__}: {error}): plan again, or restore the "
-                "file from a backup"
+                f"{source} is damaged ({type(error).__name__}: {error}): plan again, or restore "
+                "the file from a backup"
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -173,16 +174,17 @@ class Plan:
                 )
         if not differences and identity.fingerprint != self.program.fingerprint:
             differences = [
-                f"the arrays agree, but the program's products differ ({self.program.operation_count} "
-                f"operations in the plan's program, {identity.operation_count} in this one)"
+                "the arrays agree, but the program's products differ "
+                f"({self.program.operation_count} operations in the plan's program, "
+                f"{identity.operation_count} in this one)"
             ]
         if differences:
             shown = "; ".join(sorted(differences)[:3])
             more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise PlanError(
-                f"this plan was made for another program ({self.program.name}, not {identity.name} as "
-                f"it is now): {shown}{more}. Plan again, or restore the model, batch shape and dtype "
-                "that the plan was made for"
+                f"this plan was made for another program ({self.program.name}, not "
+                f"{identity.name} as it is now): {shown}{more}. Plan again, or restore the model, "
+                "batch shape and dtype that the plan was made for"
             )
 
 
@@ -203,9 +205,7 @@ def identify(analysis: Analysis) -> ProgramIdentity:
             digest.update(repr((op.primitive, str(rule), op.repeats)).encode())
             for value in (*op.inputs, *op.outputs):
                 note(value)
-    return ProgramIdentity(
-        analysis.program.name, digest.hexdigest()[:32], len(analysis.graph.ops)
-    )
+    return ProgramIdentity(analysis.program.name, digest.hexdigest()[:32], len(analysis.graph.ops))
 
 
 def make_plan(

@@ -105,7 +105,7 @@ def _check_modelled(analysis: Analysis, strict: bool) -> None:
     if strict and analysis.unmodelled:
         listed = ", ".join(f"{name} ({count}x)" for name, count in analysis.unmodelled.items())
         raise UnmodelledError(
-            f"{analysis.program.name} uses primitives that have no sharding rule: {listed}. Without "
-            "strict=True they are treated as if they needed whole arrays; to model one, add its factor "
-            "rule to autoshard.sharding_rules.TABLE"
+            f"{analysis.program.name} uses primitives that have no sharding rule: {listed}. "
+            "Without strict=True they are treated as if they needed whole arrays; to model one, "
+            "add its factor rule to autoshard.sharding_rules.TABLE"
         )

@@ -1,7 +1,7 @@
 """Choosing a layout: candidates, their estimated cost, the cheapest that fits.
 
-Today's space is combinations of rule sets on the mesh's axes (and, when the mesh is left open, its `data
-x model` shapes). The word `auto` stays when a wider search takes over.
+Today's space is combinations of rule sets on the mesh's axes (and, when the mesh is left open, its
+`data x model` shapes). The word `auto` stays when a wider search takes over.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class _Costed:
 
 
 def _tensor_axes(shape: MeshShape) -> list[str]:
-    """Axes that `auto` may use for tensor parallelism: by name if any is, else those not for data."""
+    """Axes that `auto` may use for tensor parallelism: by name, else those not for data."""
     wide = [n for n, s in zip(shape.names, shape.sizes, strict=True) if s > 1]
     named = [n for n in wide if n.lower() in TENSOR_AXIS_NAMES]
     return named or [n for n in wide if not is_data_axis(n)]
@@ -70,7 +70,9 @@ def _tensor_axes(shape: MeshShape) -> list[str]:
 
 def _combinations(question: Question, shape: MeshShape) -> Iterator[tuple[RuleSet, ...]]:
     open_mesh = len(question.shapes) > 1
-    zeros: list[tuple[RuleSet, ...]] = [(), (zero(1),), (zero(2),), (zero(3),)] if question.trains else [()]
+    zeros: list[tuple[RuleSet, ...]] = (
+        [(), (zero(1),), (zero(2),), (zero(3),)] if question.trains else [()]
+    )
     axes = _tensor_axes(shape)
     if not (open_mesh and axes):  # on an open mesh this is the same as the shape with model=1
         for stage in zeros:
@@ -97,9 +99,7 @@ def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Co
     except (RuleError, BatchError) as error:
         return _Costed(shape, names, None, None, error)
     state = StateBytes(question.optimizer_bytes(layout))
-    return _Costed(
-        shape, names, layout, estimate(question.costed, layout, state, question.trains)
-    )
+    return _Costed(shape, names, layout, estimate(question.costed, layout, state, question.trains))
 
 
 def search(question: Question) -> Answer:
@@ -116,15 +116,17 @@ def search(question: Question) -> Answer:
         raise first
     limit = question.memory_limit_bytes
     ranked = sorted(possible, key=lambda c: c.cost.score_s if c.cost else 0.0)
-    fitting = [c for c in ranked if limit is None or (c.cost and c.cost.memory.total_bytes <= limit)]
+    fitting = [
+        c for c in ranked if limit is None or (c.cost and c.cost.memory.total_bytes <= limit)
+    ]
     if not fitting:
         least = min(ranked, key=lambda c: c.cost.memory.total_bytes if c.cost else 0)
         assert least.cost is not None
         raise PlanError(
-            f"no layout of {question.subject.analysis.program.name} fits {limit} bytes a device: the "
-            f"least is an estimated {least.cost.memory.total_bytes} bytes with rules "
-            f"{'+'.join(least.rules)} on mesh ({least.shape}): use more devices, a smaller batch, or "
-            "a higher memory_limit_bytes"
+            f"no layout of {question.subject.analysis.program.name} fits {limit} bytes a device: "
+            f"the least is an estimated {least.cost.memory.total_bytes} bytes with rules "
+            f"{'+'.join(least.rules)} on mesh ({least.shape}): use more devices, a smaller batch, "
+            "or a higher memory_limit_bytes"
         )
     best = fitting[0]
     assert best.layout is not None and best.cost is not None
@@ -141,5 +143,10 @@ def _alternative(costed: _Costed, best: _Costed, limit: int | None) -> Alternati
     fits = limit is None or memory <= limit
     verdict = "chosen" if costed is best else ("" if fits else "does not fit")
     return Alternative(
-        costed.rules, str(costed.shape), costed.cost.score_s, memory, costed.cost.moved_bytes, verdict
+        costed.rules,
+        str(costed.shape),
+        costed.cost.score_s,
+        memory,
+        costed.cost.moved_bytes,
+        verdict,
     )

@@ -125,4 +125,3 @@ def _local(topology: Topology) -> tuple[Any, ...] | None:
     if devices[0].platform != topology.platform or len(devices) < topology.device_count:
         return None
     return tuple(devices[: topology.device_count])
-

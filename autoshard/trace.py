@@ -40,9 +40,12 @@ def abstract(tree: Any) -> Any:
 
     def one(x: Any) -> jax.ShapeDtypeStruct:
         if hasattr(x, "shape") and hasattr(x, "dtype"):
-            return jax.ShapeDtypeStruct(tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype)
-                                        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-                                        else x.dtype)
+            return jax.ShapeDtypeStruct(
+                tuple(x.shape),
+                jax.dtypes.canonicalize_dtype(x.dtype)
+                if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+                else x.dtype,
+            )
         return jax.eval_shape(lambda: jnp.asarray(x))
 
     return jax.tree.map(one, tree)

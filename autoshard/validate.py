@@ -1,7 +1,7 @@
 """Checks any plan against a program and a mesh.
 
-Brute force on purpose, and sharing no code with what makes plans: it trusts nothing but the shapes in the
-plan's rows, the program's inputs and the axis sizes.
+Brute force on purpose, and sharing no code with what makes plans: it trusts nothing but the shapes
+in the plan's rows, the program's inputs and the axis sizes.
 """
 
 from typing import Any
@@ -59,7 +59,9 @@ def _row_problems(row: Any, parts: dict[str, int]) -> list[str]:
     for kind in ("compute", "param", "grad", "opt"):
         spec = getattr(row, kind)
         if len(spec) != len(shape):
-            found.append(f"{path}: the {kind} spec has {len(spec)} entries for {len(shape)} dimensions")
+            found.append(
+                f"{path}: the {kind} spec has {len(spec)} entries for {len(shape)} dimensions"
+            )
             continue
         seen: set[str] = set()
         for d in range(len(shape)):
@@ -73,10 +75,14 @@ def _row_problems(row: Any, parts: dict[str, int]) -> list[str]:
                 seen.add(part)
                 shards *= parts[part]
             if shape[d] % shards != 0:
-                found.append(f"{path}: dimension {d} of size {shape[d]} does not divide by {shards}")
+                found.append(
+                    f"{path}: dimension {d} of size {shape[d]} does not divide by {shards}"
+                )
             used = row.compute[d] if d < len(row.compute) else ()
             if tuple(spec[d][: len(used)]) != tuple(used):
-                found.append(f"{path}: the {kind} spec does not refine the compute spec in dimension {d}")
+                found.append(
+                    f"{path}: the {kind} spec does not refine the compute spec in dimension {d}"
+                )
     return found
 
 
@@ -86,5 +92,6 @@ def validate(plan: Plan, inputs: tuple[Leaf, ...], axis_sizes: dict[str, int]) -
     if found:
         more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
         raise PlanError(
-            f"the plan for {plan.program.name} is not valid: {'; '.join(found[:5])}{more}. Plan again"
+            f"the plan for {plan.program.name} is not valid: {'; '.join(found[:5])}{more}. Plan "
+            "again"
         )

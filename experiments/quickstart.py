@@ -2,8 +2,8 @@
 
   make run        (or: python -m experiments.quickstart)
 
-A GPT of 0.8 million parameters learns the bytes of the Python standard library's source on eight CPU
-devices. Half-way the run is stopped as a cluster stops a job, by SIGTERM, and goes on from its
+A GPT of 0.8 million parameters learns the bytes of the Python standard library's source on eight
+CPU devices. Half-way the run is stopped as a cluster stops a job, by SIGTERM, and goes on from its
 checkpoint on a mesh of another shape under other rules. It ends with the loss curve and a verdict:
 held-out bits per byte must be below 3.2, or the exit status is 1.
 """
@@ -63,8 +63,8 @@ def verdict(metrics: pathlib.Path) -> str | None:
     if not scores or scores[-1] >= BITS_PER_BYTE:
         return f"held-out bits per byte are {scores[-1:]}, not below {BITS_PER_BYTE}"
     print(
-        f"\nheld-out bits per byte: {scores[-1]:.3f} (bar: {BITS_PER_BYTE}) after {steps[-1]} steps "
-        f"over two meshes"
+        f"\nheld-out bits per byte: {scores[-1]:.3f} (bar: {BITS_PER_BYTE}) after {steps[-1]} "
+        f"steps over two meshes"
     )
     return None
 

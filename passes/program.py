@@ -47,9 +47,9 @@ class Leaf:
 
     @property
     def itemsize_bytes(self) -> int:
-        """Bytes an element; a typed key counts as two 32-bit words, which the default impl has."""
+        """Bytes an element; a typed key is two 32-bit words, or four of the `rbg` kinds."""
         if self.dtype.startswith("key<"):
-            return 8
+            return 16 if "rbg" in self.dtype else 8
         if self.dtype == "bfloat16":
             return 2
         try:

@@ -13,7 +13,7 @@ for _name, _value in _FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
 
-import jax
+import jax  # noqa: E402
 
 # An accidental broadcast between ranks is a bug in a sharding rule more often than an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")

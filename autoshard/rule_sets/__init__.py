@@ -6,7 +6,9 @@ from typing import Any
 
 from autoshard.errors import RuleError
 from autoshard.rule_sets.base import RuleSet
-from autoshard.rule_sets.explicit import dims, logical, patterns
+from autoshard.rule_sets.dims import dims
+from autoshard.rule_sets.logical import logical
+from autoshard.rule_sets.patterns import patterns
 from autoshard.rule_sets.redco import redco
 
 __all__ = ["AUTO", "RuleSet", "data", "dims", "logical", "parse", "patterns", "redco", "zero"]
@@ -52,8 +54,8 @@ def parse(rules: Any) -> tuple[RuleSet, ...]:
     """Rule sets from what the user wrote.
 
     Args:
-      rules: a name, several joined by `+` or `,`, a `RuleSet`, a pair (dimension, axis), or a list of
-        these. Neighbouring pairs form one `dims` rule set.
+      rules: a name, several joined by `+` or `,`, a `RuleSet`, a pair (dimension, axis), or a list
+        of these. Neighbouring pairs form one `dims` rule set.
 
     Raises:
       RuleError: an entry is not understood.

@@ -14,6 +14,9 @@ DATA_AXIS_NAMES = frozenset("data dp batch fsdp zero zero3 replica dcn ddp hsdp"
 TENSOR_AXIS_NAMES = frozenset("model mp tensor tp tensor_parallel megatron".split())
 
 
+AxisRules = tuple[tuple[str, str | None], ...]  # pairs (name of a dimension, mesh axis or None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A program as rule sets see it."""
@@ -39,7 +42,7 @@ class RuleContext:
     mesh: SplitMesh
     data_parts: tuple[str, ...]
     tensor_parts: tuple[str, ...]
-    axis_rules: tuple[tuple[str, str | None], ...] = ()
+    axis_rules: AxisRules = ()
 
     def parts(self, axis: str) -> tuple[str, ...]:
         """The parts of one of the user's axes."""
@@ -82,8 +85,8 @@ class Choices:
     notes: tuple[str, ...] = ()
 
 
-def _claims_nothing(subject: Subject, shape: MeshShape) -> frozenset[str]:
-    del subject, shape
+def _claims_nothing(subject: Subject, shape: MeshShape, rules: AxisRules) -> frozenset[str]:
+    del subject, shape, rules
     return frozenset()
 
 
@@ -107,9 +110,9 @@ class RuleSet:
 
     name: str
     decide: Callable[[RuleContext], Choices] = _decides_nothing
-    claims: Callable[[Subject, MeshShape], frozenset[str]] = _claims_nothing
+    claims: Callable[[Subject, MeshShape, AxisRules], frozenset[str]] = _claims_nothing
     zero_stage: int = 0
-    axis_rules: tuple[tuple[str, str | None], ...] = ()
+    axis_rules: AxisRules = ()
 
 
 def is_data_axis(name: str) -> bool:

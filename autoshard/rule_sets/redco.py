@@ -1,20 +1,22 @@
 """Redco's two rules for tensor parallelism, decided from the program.
 
-"Redco: A Lightweight Tool to Automate Distributed Training of LLMs on Any GPU/TPUs" derives Megatron-style
-layouts from two rules: (1) consecutive matrix products alternate between splitting the output (column) and the
-input (row) of their weight; (2) the products that feed attention heads are split on their output, by heads,
-and the one that leaves the heads on its input.
+"Redco: A Lightweight Tool to Automate Distributed Training of LLMs on Any GPU/TPUs" derives
+Megatron-style layouts from two rules: (1) consecutive matrix products alternate between splitting
+the output (column) and the input (row) of their weight; (2) the products that feed attention heads
+are split on their output, by heads, and the one that leaves the heads on its input.
 
-Here a product's weight links two sets of named dimensions, what it contracts and what it produces; rule
-1 says that exactly one of the two is sharded. Attention heads are sharded first (rule 2; without
-attention, the residual stream is kept whole first), the rest follows by propagation along shared
-dimensions, and what nothing reaches starts with a column split. A table lookup is a product with one-hot rows. Names of parameters play no part, nor does their order.
+Here a product's weight links two sets of named dimensions, what it contracts and what it produces;
+rule 1 says that exactly one of the two is sharded. Attention heads are sharded first (rule 2;
+without attention, the residual stream is kept whole first), the rest follows by propagation along
+shared dimensions, and what nothing reaches starts with a column split. A table lookup is a product
+with one-hot rows. Names of parameters play no part, nor does their order.
 """
 
 import dataclasses
 
 from autoshard.mesh_shape import MeshShape
 from autoshard.rule_sets.base import (
+    AxisRules,
     Choices,
     ClassChoice,
     RuleContext,
@@ -50,7 +52,7 @@ class _Colouring:
             self.sharded.setdefault(atom, False)
 
     def shard(self, atoms: tuple[int, ...], why: str) -> None:
-        """Shard the side's leading atom that an activation carries in front (or the leading one)."""
+        """Shard the side's first atom that always leads its dimension (or just the first)."""
         majors = self.subject.analysis.majors
         free = [a for a in atoms if not majors.get(a) and self.sharded.get(a) is None]
         for atom in (free or [a for a in atoms if self.sharded.get(a) is None])[:1]:
@@ -71,9 +73,11 @@ class _Colouring:
     def propagate(self, products: tuple[Product, ...]) -> None:
         """Rule 1 to a fixed point; unreached components start with a column split."""
         while True:
-            while any([self.step(product) for product in products]):
+            while [p for p in products if self.step(p)]:
                 pass
-            start = next((p for p in products if self.side(p.produced) is None and p.produced), None)
+            start = next(
+                (p for p in products if self.side(p.produced) is None and p.produced), None
+            )
             if start is None:
                 return
             self.shard(start.produced, _WHY_COLUMN)
@@ -91,12 +95,13 @@ def _colour(subject: Subject) -> _Colouring:
 
 
 def _spill(context: RuleContext, colouring: _Colouring) -> dict[int, tuple[int, ...]]:
-    """For each sharded atom, the atoms after it in a weight's dimension that may take what it leaves.
+    """For each sharded atom, the atoms after it in a weight's dimension that may take what it
+    leaves.
 
     With fewer key-value heads than devices the query heads of a group are split further. What
     attention contracts within a head never is: that would all-reduce the scores.
     """
-    names = context.subject.names
+    names, majors = context.subject.names, context.subject.analysis.majors
     following: dict[int, tuple[int, ...]] = {}
     for product in context.subject.structure.products:
         for side in (product.contracted, product.produced):
@@ -104,9 +109,10 @@ def _spill(context: RuleContext, colouring: _Colouring) -> dict[int, tuple[int, 
                 if not colouring.sharded.get(atom):
                     continue
                 rest = tuple(
-                    a for a in side[position + 1 :]
-                    if names.of[a] == "q_per_kv" and atom in context.subject.analysis.majors.get(a, ())
-                )  # fmt: skip
+                    a
+                    for a in side[position + 1 :]
+                    if names.of[a] == "q_per_kv" and atom in majors.get(a, ())
+                )
                 if len(rest) > len(following.get(atom, ())):
                     following[atom] = rest
     return following
@@ -132,7 +138,9 @@ def _decide(context: RuleContext) -> Choices:
             if not rest or context.mesh.refined.shards(taken) != sizes[target]:
                 break
         if rest and not subject.analysis.majors.get(atom):
-            notes.append(_indivisible(subject, atom, axis, degree, len(rest) == len(context.tensor_parts)))
+            notes.append(
+                _indivisible(subject, atom, axis, degree, len(rest) == len(context.tensor_parts))
+            )
     notes.extend(_contradictions(subject, colouring))
     return Choices(tuple(choices), (), tuple(dict.fromkeys(notes)))
 
@@ -151,7 +159,10 @@ def _indivisible(subject: Subject, atom: int, axis: str, degree: int, wholly: bo
 def _contradictions(subject: Subject, colouring: _Colouring) -> list[str]:
     notes = []
     for product in subject.structure.products:
-        if colouring.side(product.contracted) is False and colouring.side(product.produced) is False:
+        if (
+            colouring.side(product.contracted) is False
+            and colouring.side(product.produced) is False
+        ):
             labels = [subject.names.of[a] for a in (*product.contracted, *product.produced)]
             notes.append(
                 f"a weight over {' x '.join(labels)} joins two dimensions that other products keep "
@@ -163,8 +174,8 @@ def _contradictions(subject: Subject, colouring: _Colouring) -> list[str]:
 def redco(axis: str | None = None) -> RuleSet:
     """Redco's rules over `axis` (default: the axis called model or tensor, else the last)."""
 
-    def claims(subject: Subject, shape: MeshShape) -> frozenset[str]:
-        del subject
+    def claims(subject: Subject, shape: MeshShape, rules: AxisRules) -> frozenset[str]:
+        del subject, rules
         return frozenset([tensor_axis(shape, "redco", axis)])
 
     return RuleSet("redco", _decide, claims)

@@ -101,7 +101,9 @@ def test_batch_statistics_and_dropout_of_linen() -> None:
     assert all(leaf.role is not Role.OPTIMIZER for leaf in (a.leaf for a in compiled.plan.arrays))
     before = jax.device_get(state.model_state)
     after, _ = compiled.step(state, batch)
-    moved = jax.tree.map(lambda a, b: not np.allclose(a, b), before, jax.device_get(after.model_state))
+    moved = jax.tree.map(
+        lambda a, b: not np.allclose(a, b), before, jax.device_get(after.model_state)
+    )
     assert all(jax.tree.leaves(moved))
 
 
@@ -118,7 +120,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed() -> None:
 
 
 def test_a_plain_function_is_laid_out_and_called() -> None:
-    def mlp(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    def mlp(params: dict[str, Any], x: Any) -> jax.Array:
         return jax.nn.relu(x @ params["up"]) @ params["down"]
 
     rng = np.random.default_rng(0)
@@ -148,7 +150,9 @@ def test_roles_of_a_plain_function() -> None:
     )
     assert [a.leaf.role for a in compiled.plan.arrays] == [Role.BATCH, Role.PARAMETER]
     with pytest.raises(autoshard.ModelError, match="1 argument roles were given for 2"):
-        autoshard.compile(lambda x, w: x @ w, "data=8", batch=(spec, spec), argument_roles=["batch"])
+        autoshard.compile(
+            lambda x, w: x @ w, "data=8", batch=(spec, spec), argument_roles=["batch"]
+        )
 
 
 def test_what_is_not_a_model() -> None:
@@ -258,7 +262,7 @@ def test_a_state_of_another_model_or_layout_is_named() -> None:
         autoshard.compile, spec.build(), "data=8", batch=spec.example_batch(8), donate=False
     )
     sharded, whole = build(rules="zero3"), build(rules="data")
-    with pytest.raises(autoshard.PlanError, match="move it with jax.device_put"):
+    with pytest.raises(autoshard.PlanError, match="move it with"):
         sharded.step(whole.init(0), {"tokens": TOKENS})
     moved = jax.device_put(whole.init(0), sharded.state_sharding)
     sharded.step(moved, {"tokens": TOKENS})

@@ -1,9 +1,9 @@
 """Sharded equals unsharded: the test behind everything.
 
-One step of plain gradient descent at rate 1 shows the gradients as the difference of the parameters, so the
-whole path is compared: initialisation, forward, backward, update. Loss to 1e-5 relative, gradients to 1e-4
-of the largest of their array (a key's bias has a zero gradient, where a relative tolerance alone would
-compare rounding noise), in float32.
+One step of plain gradient descent at rate 1 shows the gradients as the difference of the
+parameters, so the whole path is compared: initialisation, forward, backward, update. Loss to 1e-5
+relative, gradients to 1e-4 of the largest of their array (a key's bias has a zero gradient, where
+a relative tolerance alone would compare rounding noise), in float32.
 """
 
 import functools
@@ -44,9 +44,7 @@ def test_a_sharded_step_equals_one_device(family: str, rules: str, mesh: str) ->
     norm = float(optax.tree.norm(gradients))
     np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-4)
     found = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(found), strict=True
-    )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(found), strict=True)
     for (path, want), have in pairs:
         scale = max(float(np.abs(want).max()), 1e-3)
         np.testing.assert_allclose(have, want, atol=1e-4 * scale, rtol=0, err_msg=str(path))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _LINE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(-start)?\(")
@@ -18,6 +19,11 @@ class Moved:
     shape: tuple[int, ...]
     size_bytes: int
     source: str
+
+
+def hlo_of(lowered: Any) -> str:
+    """The optimised HLO of a `jax.stages.Lowered`."""
+    return str(lowered.compile().as_text())
 
 
 def moved_arrays(text: str) -> list[Moved]:

@@ -23,7 +23,7 @@ def meshes_and_specs(draw: st.DrawFn) -> tuple[MeshShape, list[tuple[tuple[str, 
     sizes = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 8, 12]), min_size=1, max_size=3)))
     shape = MeshShape(tuple(f"ax{i}" for i in range(len(sizes))), sizes)
     parts = list(split_into_primes(shape).refined.names)
-    specs = []
+    specs: list[tuple[tuple[str, ...], ...]] = []
     for _ in range(draw(st.integers(0, 4))):
         chosen = draw(st.lists(st.sampled_from(parts), unique=True))
         cut = draw(st.integers(0, len(chosen)))
@@ -44,7 +44,8 @@ def test_coalescing_keeps_every_shard_count(
         again = rename(spec, renamed)
         for before, after in zip(spec, again, strict=True):
             assert split.refined.shards(before) == smaller.refined.shards(after)
-            # The devices are split in the same order: cumulative products of the old parts contain the new.
+            # The devices are split in the same order: cumulative products of the old parts contain
+            # the new.
             assert [renamed[p] for p in before if renamed[p]] == list(after)
 
 

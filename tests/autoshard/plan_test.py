@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -50,10 +51,10 @@ def test_planning_twice_gives_the_same_plan(spec: models.ModelSpec, plan: Plan) 
 
 
 def test_a_plan_for_another_mesh_is_refused(spec: models.ModelSpec, plan: Plan) -> None:
-    with pytest.raises(autoshard.PlanError, match=r"made for mesh \(data=2,model=4\).*data=4,model=2"):
-        autoshard.compile(
-            spec.build(), "data=4,model=2", batch=spec.example_batch(8), plan=plan
-        )
+    with pytest.raises(
+        autoshard.PlanError, match=r"made for mesh \(data=2,model=4\).*data=4,model=2"
+    ):
+        autoshard.compile(spec.build(), "data=4,model=2", batch=spec.example_batch(8), plan=plan)
 
 
 @pytest.mark.parametrize(
@@ -69,23 +70,19 @@ def test_a_plan_for_another_program_says_what_differs(
 ) -> None:
     other = cases.small("gpt2", **{"num_layers": 1, **overrides})
     with pytest.raises(autoshard.PlanError, match=difference):
-        autoshard.compile(
-            other.build(), "data=2,model=4", batch=other.example_batch(8), plan=plan
-        )
+        autoshard.compile(other.build(), "data=2,model=4", batch=other.example_batch(8), plan=plan)
 
 
 def test_a_plan_for_another_batch_is_refused(spec: models.ModelSpec, plan: Plan) -> None:
     with pytest.raises(autoshard.PlanError, match=r"tokens is int32\[8, 16\] in the plan"):
-        autoshard.compile(
-            spec.build(), "data=2,model=4", batch=spec.example_batch(16), plan=plan
-        )
+        autoshard.compile(spec.build(), "data=2,model=4", batch=spec.example_batch(16), plan=plan)
 
 
 def test_equal_arrays_but_other_products_are_refused() -> None:
-    def first(params: dict, x):  # type: ignore[no-untyped-def]
+    def first(params: dict, x):
         return (x @ params["a"]) @ params["b"]
 
-    def second(params: dict, x):  # type: ignore[no-untyped-def]
+    def second(params: dict, x):
         return (x @ params["b"]) @ params["a"]
 
     import jax
@@ -96,7 +93,7 @@ def test_equal_arrays_but_other_products_are_refused() -> None:
     again = autoshard.compile(first, "data=2,model=4", batch=arguments, plan=made)
     assert again.plan == made
 
-    def third(params: dict, x):  # type: ignore[no-untyped-def]
+    def third(params: dict, x):
         return x @ params["b"] + x @ params["a"]
 
     with pytest.raises(autoshard.PlanError, match="program's products differ"):
@@ -116,7 +113,10 @@ def test_equal_arrays_but_other_products_are_refused() -> None:
     ],
 )
 def test_a_corrupt_plan_is_one_clear_error(
-    plan: Plan, tmp_path: pathlib.Path, damage, message: str  # type: ignore[no-untyped-def]
+    plan: Plan,
+    tmp_path: pathlib.Path,
+    damage,
+    message: str,
 ) -> None:
     path = tmp_path / "plan.json"
     plan.save(path)
@@ -133,9 +133,9 @@ def test_a_missing_plan_and_an_unwritable_one(plan: Plan, tmp_path: pathlib.Path
         plan.save(tmp_path / "file" / "plan.json")
 
 
-def corrupted(plan: Plan, position: int, **changes: object) -> Plan:
+def corrupted(plan: Plan, position: int, **changes: Any) -> Plan:
     arrays = list(plan.arrays)
-    arrays[position] = dataclasses.replace(arrays[position], **changes)  # type: ignore[arg-type]
+    arrays[position] = dataclasses.replace(arrays[position], **changes)
     return dataclasses.replace(plan, arrays=tuple(arrays))
 
 
@@ -148,7 +148,7 @@ def test_the_validator_finds_each_fault(plan: Plan) -> None:
     inputs = tuple(a.leaf for a in plan.arrays)
     position = next(i for i, a in enumerate(plan.arrays) if a.leaf.path.endswith("up/kernel"))
     whole = ((), ())
-    faults = {
+    faults: dict[str, dict[str, Any]] = {
         "which the mesh lacks": {"opt": (("pod",), ())},
         "twice": {"compute": (("model",), ("model",)), "param": (("model",), ("model",))},
         "entries for 2 dimensions": {"grad": ((),)},

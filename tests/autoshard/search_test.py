@@ -34,7 +34,7 @@ def test_an_open_mesh_is_chosen_among_its_factorisations() -> None:
 
 
 def test_wide_layers_and_small_batches_make_tensor_parallelism_pay() -> None:
-    """With one sequence a device there is little to sum over tensors, and much to sum of gradients."""
+    """With few rows a device there is little to sum over tensors, and much of gradients."""
     spec = models.get("mlp", hidden=(8192, 8192))
     plan = autoshard.compile(
         spec.build(), "data=2,model=4", batch=spec.example_batch(8), optimizer=optax.adam(1e-3)
@@ -45,9 +45,7 @@ def test_wide_layers_and_small_batches_make_tensor_parallelism_pay() -> None:
 
 def test_impossible_candidates_are_listed_with_the_reason() -> None:
     spec = models.get("gpt2_tiny", num_layers=1)
-    plan = autoshard.compile(
-        spec.build(), "data=2,model=4", batch=spec.example_batch(4, 32)
-    ).plan
+    plan = autoshard.compile(spec.build(), "data=2,model=4", batch=spec.example_batch(4, 32)).plan
     verdicts = {a.rules: a.verdict for a in plan.alternatives}
     assert verdicts[("data",)].startswith("impossible: the batch dimension 4")
     assert "redco" in plan.rules

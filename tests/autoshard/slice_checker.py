@@ -5,8 +5,8 @@ role promises of a factor that is cut in two is
 
     PARALLEL    the operation on slices of the operands gives slices of the results
     CONTRACTED  the results of the two slices combine (by sum, maximum, ...) to the whole results
-    INDEXED     of the operand only: its halves, zeros elsewhere, give results that add up; of operand
-                and result: rows of the result depend on no other rows of the operand
+    INDEXED     of operands only: its halves, zeros elsewhere, give results that add up; of
+                operand and result: rows of the result depend on no other rows of the operand
     HALO        a slice of the result depends on its own and neighbouring elements only
     BLOCKED     nothing
 """
@@ -401,8 +401,7 @@ class Check:
             reach = slice(max(part.start - low, 0), part.stop + high)
             total = (
                 total
-                + _bind(
-                    self.whole,
+                + self.bind(
                     [
                         _keep(image, self.rule.operands[0], self.rule, factor, reach, 0.0),
                         _keep(kernel, self.rule.operands[1], self.rule, factor, part, 0.0),

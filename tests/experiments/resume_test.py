@@ -1,4 +1,6 @@
-"""kill -9, then --resume on another mesh with other rules: the loss curve goes on as if nothing had happened."""
+"""kill -9, then --resume on another mesh with other rules: the loss curve goes on as if nothing
+had happened.
+"""
 
 import pathlib
 import signal
