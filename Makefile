@@ -47,7 +47,8 @@ format: $(TEST_STAMP)  ## let ruff put the sources in form
 	$(PY) -m ruff format .
 
 bench: $(TEST_STAMP)  ## the measurements that the documents quote
-	$(PY) -m experiments.bench $(ARGS)
+	$(PY) -m benchmarks.planning $(ARGS)
+	$(PY) -m benchmarks.layouts
 
 # Made with the oldest Python supported: what installs there has builds for the later ones, while
 # the newest releases of some packages have none for it. Pins stay as they are unless UPGRADE=1.

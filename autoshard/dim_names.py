@@ -8,7 +8,8 @@
     experts    weight and activation both carry it
     embed      the residual stream: several weights produce it and several contract it
     ffn        produced by one weight and contracted by another (hidden, if nothing is embed)
-    classes    produced and never contracted
+    classes    produced, never contracted and never cut
+    layers     a loop takes one slice of each parameter an iteration
 
 Anything else is named after the last part of the path of the parameter that carries it.
 """
@@ -16,9 +17,13 @@ Anything else is named after the last part of the path of the parameter that car
 import collections
 import dataclasses
 
+from autoshard import graph as graphs
+from autoshard.factors import FactorRole
 from autoshard.named_dims import Analysis
 from autoshard.structure import ProductKind, Structure
 from passes.program import Leaf, Role
+
+GROUP = "q_per_kv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +89,15 @@ class _Namer:
 
     def attention(self) -> None:
         carried = self.structure.parameter_atoms - set(self.names)
-        heads = [a for i in self.structure.interactions for a in i.shared if a in carried]
-        grouped = False
+        groups = self.structure.group_atoms
+        heads = [
+            a
+            for i in self.structure.interactions
+            for a in i.shared
+            if a in carried and a not in groups
+        ]
+        self.give(sorted(groups), GROUP)
+        grouped = bool(groups)
         for interaction in self.structure.interactions:
             if not set(interaction.shared) & set(heads):
                 continue
@@ -94,10 +106,10 @@ class _Namer:
             if inside:
                 self.give(inside, "head_dim")
                 grouped = grouped or bool(free)
-                self.give(free, "q_per_kv")
+                self.give(free, GROUP)
             elif self._rotated(interaction.op):
                 grouped = grouped or bool(free)
-                self.give(free, "q_per_kv")
+                self.give(free, GROUP)
             else:
                 self.give(free, "head_dim")
         self.give(heads, "kv_heads" if grouped else "heads")
@@ -110,9 +122,11 @@ class _Namer:
 
     def _rest_of_heads(self) -> None:
         """Rotary cuts a head in halves and so hides head_dim from the scores: it follows heads."""
-        followers = {"heads", "kv_heads", "q_per_kv"}
+        followers = {"heads", "kv_heads", GROUP}
         for position in self.analysis.program.with_role(Role.PARAMETER):
             flat = [atom for dim in self.analysis.leaf_dims(position) for atom in dim]
+            if any(self.names.get(atom) == "head_dim" for atom in flat):
+                continue  # what else stands behind the heads tells q, k and v apart
             after = False
             for atom in flat:
                 if self.names.get(atom) in followers:
@@ -140,11 +154,32 @@ class _Namer:
         stream = [a for a in produced if produced[a] >= 2 and contracted[a] >= 2]
         self.give(stream, "embed")
         self.give([a for a in produced if contracted[a]], "ffn" if stream else "hidden")
+        cut = self._cut()
         for atom in produced:
-            self.give([atom], "vocab" if self.analysis.sizes[atom] in vocab_sizes else "classes")
+            if self.analysis.sizes[atom] in vocab_sizes:
+                self.give([atom], "vocab")
+            elif atom not in cut:
+                self.give([atom], "classes")
         windows = [p for p in products if p.kind is ProductKind.CONVOLUTION]
         self.give([a for p in windows for a in p.contracted], "window")
         self.give(list(contracted), "features")
+
+    def _cut(self) -> set[int]:
+        """Atoms that some operation blocks: what splits a fused product is no class to predict."""
+        found: set[int] = set()
+        for index, rule in enumerate(self.analysis.rules):
+            if any(factor.role is FactorRole.BLOCKED for factor in rule.factors):
+                bound = self.analysis.factor_dims(index)
+                for factor, atoms in zip(rule.factors, bound, strict=True):
+                    if factor.role is FactorRole.BLOCKED:
+                        found.update(atoms)
+        return found
+
+    def layers(self) -> None:
+        for op in self.analysis.graph.ops:
+            if op.primitive == graphs.SCAN_XS:
+                stacked = self.analysis.dims[op.inputs[0]][0]
+                self.give([a for a in stacked if a in self.structure.parameter_atoms], "layers")
 
     def others(self) -> None:
         program = self.analysis.program
@@ -161,6 +196,7 @@ def name_dims(analysis: Analysis, structure: Structure) -> DimNames:
     namer.data()
     namer.attention()
     namer.products()
+    namer.layers()
     namer.others()
     names = {atom: namer.names.get(atom, f"_{atom}") for atom in analysis.sizes}
     groups: dict[str, list[int]] = collections.defaultdict(list)

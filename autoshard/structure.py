@@ -5,6 +5,7 @@ Read off the factor maps and the data flow alone. Nothing here looks at a parame
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 
 from autoshard.factors import FactorRole
 from autoshard.named_dims import Analysis, Source
@@ -74,6 +75,7 @@ class Structure:
       parameter_atoms: atoms that some parameter carries.
       batch_atoms: atoms of dimension 0 of the batch's arrays.
       data_atoms: atoms of all dimensions of the batch's arrays.
+      majors: for each atom, those that stand before it in some dimension.
     """
 
     products: tuple[Product, ...]
@@ -81,10 +83,24 @@ class Structure:
     parameter_atoms: frozenset[int]
     batch_atoms: tuple[int, ...]
     data_atoms: frozenset[int]
+    majors: Mapping[int, frozenset[int]]
 
     @property
     def head_atoms(self) -> frozenset[int]:
-        """Atoms over which attention is a batch of independent problems, and that weights carry."""
+        """Atoms over which attention is a batch of independent problems, and that weights carry.
+
+        Without `group_atoms`, which can only be sharded behind these.
+        """
+        return self._independent - self.group_atoms
+
+    @property
+    def group_atoms(self) -> frozenset[int]:
+        """Those that stand behind another: queries that share repeated keys."""
+        heads = self._independent
+        return frozenset(atom for atom in heads if self.majors.get(atom, frozenset()) & heads)
+
+    @property
+    def _independent(self) -> frozenset[int]:
         return frozenset(
             atom
             for interaction in self.interactions
@@ -181,4 +197,5 @@ def find_structure(analysis: Analysis) -> Structure:
             dict.fromkeys(atom for i in batch for dim in analysis.leaf_dims(i)[:1] for atom in dim)
         ),
         data_atoms=frozenset(atom for i in batch for dim in analysis.leaf_dims(i) for atom in dim),
+        majors=analysis.majors,
     )

@@ -128,7 +128,7 @@ def sampled(
     """
     chosen: dict[str, tuple[ir.JaxprEqn, list[Any]]] = {}
     for eqn in ir.equations(jaxpr):
-        avals = [x.aval for x in eqn.invars]
+        avals: list[Any] = [x.aval for x in eqn.invars]
         key = f"{eqn.primitive} {[(a.shape, str(a.dtype)) for a in avals]} {eqn.params}"
         if ir.callee(eqn) is not None or key in chosen or eqn.primitive.name in without:
             continue
