@@ -127,20 +127,32 @@ class _Counter:
             return 0.0, 0.0
         bound = self.analysis.factor_dims(index)
         flops = self._flops(index, bound) if _is_product(op.primitive) else 0.0
+        kept = {p for v in op.outputs for dim in self.spec(v) for p in dim}
         sent = 0.0
         for factor, info in enumerate(rule.factors):
             parts = [p for p in self.factor_parts(bound[factor]) if p not in self.data_parts]
-            degree = math.prod(self.shards[p] for p in parts)
-            if degree == 1 or info.role is FactorRole.PARALLEL:
+            if info.role is FactorRole.BLOCKED:
+                kept.difference_update(parts)
                 continue
-            if info.role is FactorRole.CONTRACTED or (
+            kept.update(parts)
+            summed = info.role is FactorRole.CONTRACTED or (
                 info.role is FactorRole.INDEXED and op.primitive == "gather"
-            ):
+            )
+            degree = math.prod(self.shards[p] for p in parts)
+            if summed and degree > 1:
                 sent += sum(ring_all_reduce(self.local_bytes(v), degree) for v in op.outputs)
-            elif info.role is FactorRole.BLOCKED:
-                held = [op.inputs[a] for a, _ in rule.positions(factor, rule.operands)]
-                sent += sum(ring_all_gather(self.local_bytes(v) * degree, degree) for v in held)
+        sent += sum(self._gathered_bytes(value, kept) for value in set(op.inputs))
         return flops * op.repeats, sent * op.repeats
+
+    def _gathered_bytes(self, value: int, kept: set[str]) -> float:
+        """Bytes to gather an operand over the parts of its layout that the operation cannot keep.
+
+        They are those of blocked dimensions, and those that no dimension of a result can carry:
+        behind a major atom that is not sharded, or across a reshape without a nested refinement.
+        """
+        parts = {p for dim in self.spec(value) for p in dim} - kept - self.data_parts
+        degree = math.prod(self.shards[p] for p in parts)
+        return ring_all_gather(self.local_bytes(value) * degree, degree)
 
     def _flops(self, index: int, bound: Sequence[Sequence[int]]) -> float:
         rule = self.analysis.rules[index]

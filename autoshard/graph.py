@@ -130,7 +130,7 @@ class _Builder:
     def _scan(self, eqn: ir.JaxprEqn, operands: list[int], repeats: int) -> list[int]:
         body, consts = ir.closed(eqn.params["jaxpr"])
         length = eqn.params["length"]
-        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+        num_consts, num_carry = ir.scan_counts(eqn)
         shared, inits = operands[:num_consts], operands[num_consts : num_consts + num_carry]
         carries = [self.like(x) for x in inits]
         for init, carry in zip(inits, carries, strict=True):

@@ -21,6 +21,7 @@ __all__ = [
     "closed",
     "equations",
     "is_literal",
+    "scan_counts",
     "source_line",
 ]
 
@@ -58,6 +59,17 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, tuple[Any, ...]] | None:
         if name in eqn.params:
             return closed(eqn.params[name])
     return None
+
+
+def scan_counts(eqn: JaxprEqn) -> tuple[int, int]:
+    """(number of constants, number of carries) among a scan's operands, constants first.
+
+    Up to jax 0.11 they are parameters; later ones keep the trees of the operands instead.
+    """
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    constants, carries, _ = eqn.params["ft_in"].unpack()
+    return len(constants), len(carries)
 
 
 def as_function(program: ClosedJaxpr) -> Callable[..., list[Any]]:

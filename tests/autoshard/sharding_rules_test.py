@@ -289,6 +289,7 @@ NOT_RUN = {
     "add_any stop_gradient": "made by tracing: in the gradients of models",
     "eq_to le_to lt_to": "comparators inside sort",
     "igamma igammac igamma_grad_a polygamma random_gamma regularized_incomplete_beta zeta": "slow",
+    "one_minus_square polynomial": "in gradients of tanh and erf in later releases of jax",
     "mulhi threefry2x32 rng_uniform empty": "not in a traced program of the public interface",
 }
 

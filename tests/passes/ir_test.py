@@ -13,7 +13,8 @@ def test_closed_takes_both_forms() -> None:
     jaxpr, consts = ir.closed(program)
     assert jaxpr is program.jaxpr
     assert len(consts) == len(jaxpr.constvars) == 1
-    assert ir.closed(jaxpr) == (jaxpr, ())
+    # Later releases of jax have one class for both forms, which then keeps its constants.
+    assert ir.closed(jaxpr) in [(jaxpr, ()), (jaxpr, consts)]
 
 
 def _custom_vjp() -> object:
