@@ -142,6 +142,7 @@ class CompiledModel:
         if batch is not None and self._planned is None:
             self._plan_for(batch)
         ready = self._ready()
+        self._recipe.target.check_runnable()
         key = _as_key(rng)
         sharding = self.state_sharding
         recipe = self._recipe
@@ -233,6 +234,7 @@ class CompiledModel:
     def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
         if self._planned is None:
             self._plan_for(batch)
+        self._recipe.target.check_runnable()
         executable = self._executable(kind, batch)
         placed = self._place(batch)
         try:

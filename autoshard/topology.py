@@ -79,6 +79,21 @@ class Target:
             axis_types=(AxisType.Auto,) * len(refined.names),
         )
 
+    def check_runnable(self) -> None:
+        """Raises DeviceError if the devices are only there to compile for."""
+        if self.devices is None:
+            return  # `mesh` says so, with the way out
+        try:
+            here = set(jax.devices(self.topology.platform))
+        except RuntimeError:
+            here = set()
+        if not here.issuperset(self.devices):
+            raise DeviceError(
+                f"this process cannot run on the mesh: {len(self.devices)} {self.topology.platform} "
+                f"devices, it has {_here()}: `plan`, `lower()` and `memory_report()` work; to run, "
+                "give a mesh of jax.devices()"
+            )
+
 
 def _here() -> str:
     devices = jax.devices()

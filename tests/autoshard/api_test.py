@@ -287,3 +287,22 @@ def test_a_topology_that_is_not_here_is_planned_but_not_run() -> None:
     assert "tpu:8" in compiled.plan.explain()
     with pytest.raises(autoshard.DeviceError, match="the plan is for tpu:8"):
         compiled.init(0)
+
+
+def test_readme_rule_set_of_ones_own() -> None:
+    from autoshard.rule_sets import RuleSet
+    from autoshard.rule_sets.base import Choices, ClassChoice, RuleContext
+
+    def decide(context: RuleContext) -> Choices:
+        ffn = context.subject.names.find("ffn")
+        assert ffn is not None
+        return Choices(
+            classes=tuple(
+                ClassChoice(atom, context.tensor_parts, "mine", "I know") for atom in ffn.atoms
+            )
+        )
+
+    mine = RuleSet("mine", decide, claims=lambda subject, shape, rules: frozenset({"model"}))
+    plan = cases.compile_case(cases.small("gpt2"), "data=2,model=4", [mine, "zero1"]).plan
+    up = next(a for a in plan.arrays if a.leaf.path == "h_1/mlp/up/kernel")
+    assert (up.compute, up.rule) == (((), ("model",)), "mine+zero1")
