@@ -135,9 +135,17 @@ def _gather(stored: NamedSharding, used: NamedSharding, gradient: NamedSharding)
     return gather
 
 
+# Made again in the backward pass rather than saved: a gathered parameter, and what a model makes of
+# one before it uses it (a cast, another shape), which would keep the gathered copy alive as well.
+_REMADE = frozenset(
+    """sharding_constraint convert_element_type reshape transpose broadcast_in_dim squeeze
+    copy""".split()
+)
+
+
 def _save_all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """A remat policy: results of constraints are made again from their saved operands."""
-    return primitive.name != "sharding_constraint"
+    """A remat policy: whether a result is saved for the backward pass."""
+    return primitive.name not in _REMADE
 
 
 def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]:

@@ -89,8 +89,8 @@ class Target:
             here = set()
         if not here.issuperset(self.devices):
             raise DeviceError(
-                f"this process cannot run on the mesh: {len(self.devices)} {self.topology.platform} "
-                f"devices, it has {_here()}: `plan`, `lower()` and `memory_report()` work; to run, "
+                f"this process cannot run on {len(self.devices)} {self.topology.platform} devices of "
+                f"the mesh, it has {_here()}: `plan`, `lower()` and `memory_report()` work; to run, "
                 "give a mesh of jax.devices()"
             )
 
