@@ -88,10 +88,10 @@ class Target:
         except RuntimeError:
             here = set()
         if not here.issuperset(self.devices):
+            count, platform = len(self.devices), self.topology.platform
             raise DeviceError(
-                f"this process cannot run on {len(self.devices)} {self.topology.platform} devices of "
-                f"the mesh, it has {_here()}: `plan`, `lower()` and `memory_report()` work; to run, "
-                "give a mesh of jax.devices()"
+                f"this process cannot run on the mesh's {count} {platform} devices, it has {_here()}: "
+                "`plan`, `lower()` and `memory_report()` work; to run, give a mesh of jax.devices()"
             )
 
 
