@@ -90,8 +90,9 @@ class Target:
         if not here.issuperset(self.devices):
             count, platform = len(self.devices), self.topology.platform
             raise DeviceError(
-                f"this process cannot run on the mesh's {count} {platform} devices, it has {_here()}: "
-                "`plan`, `lower()` and `memory_report()` work; to run, give a mesh of jax.devices()"
+                f"this process cannot run on {count} {platform} devices of the mesh, it has "
+                f"{_here()}: `plan`, `lower()` and `memory_report()` work; "
+                "to run, give a mesh of jax.devices()"
             )
 
 
