@@ -103,9 +103,7 @@ def call_arguments(
     Raises:
       ModelError: the signature asks for something that the batch does not have.
     """
-    parameters = [
-        p for p in inspect.signature(call).parameters.values() if p.name not in ("self", "rngs")
-    ]
+    parameters = [p for p in inspect.signature(call).parameters.values() if p.name != "rngs"]
     names = {p.name for p in parameters}
     flags = {flag: value(train) for flag, value in _TRAIN_FLAGS.items() if flag in names}
     required = [
@@ -137,7 +135,7 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
 
     def boxed_init(rng: Any, batch: Any) -> Any:
         params_rng, dropout_rng = jax.random.split(rng)
-        arguments, keywords = call_arguments(type(model).__call__, batch, False, name)
+        arguments, keywords = call_arguments(model.__call__, batch, False, name)
         rngs = {"params": params_rng, "dropout": dropout_rng}
         return model.init(rngs, *arguments, **keywords)
 
@@ -147,7 +145,7 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
         return params, variables
 
     def apply(params: Any, model_state: Any, rng: Any, batch: Any, train: bool) -> tuple[Any, Any]:
-        arguments, keywords = call_arguments(type(model).__call__, batch, train, name)
+        arguments, keywords = call_arguments(model.__call__, batch, train, name)
         rngs = dict(zip(("params", "dropout"), jax.random.split(rng), strict=True))
         variables = {"params": params, **model_state}
         if not train or not model_state:
@@ -221,7 +219,7 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
             states = filled(params_like, params), filled(rest_like, model_state)
             module = nnx.merge(graphdef, *states)
             module.train() if train else module.eval()
-            arguments, keywords = call_arguments(type(module).__call__, batch, train, name)
+            arguments, keywords = call_arguments(module.__call__, batch, train, name)
             outputs = module(*arguments, **keywords)
             _, _, rest = _split(module)
         return outputs, nnx.to_pure_dict(rest)
