@@ -96,9 +96,10 @@ def call_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which a model is called on `batch`.
 
-    A dict batch is matched to the signature by name; if nothing matches, its entries that are not
-    targets (`TARGET_NAMES`) are passed in order. Of a tuple, as many leading entries are passed as
-    the signature requires. Flags such as `train` and `deterministic` are set for the task.
+    A dict batch is matched to the signature by name. A model that requires one argument may call it
+    what it likes if the batch has one entry that is not a target (`TARGET_NAMES`). Of a tuple, as
+    many leading entries are passed as the signature requires. Flags such as `train` and
+    `deterministic` are set for the task.
 
     Raises:
       ModelError: the signature asks for something that the batch does not have.
@@ -106,22 +107,23 @@ def call_arguments(
     parameters = [p for p in inspect.signature(call).parameters.values() if p.name != "rngs"]
     names = {p.name for p in parameters}
     flags = {flag: value(train) for flag, value in _TRAIN_FLAGS.items() if flag in names}
-    required = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        if p.name not in flags
-    ]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in variadic]
+    needed = [p for p in needed if p.name not in flags]
+    required = [p.name for p in needed]
+    by_name_only = any(p.kind is p.KEYWORD_ONLY for p in needed)
     if isinstance(batch, Mapping):
         matched = {key: batch[key] for key in batch if key in names and key not in flags}
         if set(required) <= set(matched):
             return (), {**matched, **flags}
         inputs = tuple(value for key, value in batch.items() if key not in TARGET_NAMES)
+        if len(inputs) != 1 or len(required) > 1:
+            inputs = ()  # which is which cannot be told
     elif isinstance(batch, (tuple, list)):
         inputs = tuple(batch[: max(1, len(required))])
     else:
         inputs = (batch,)
-    if len(inputs) < len(required):
+    if len(inputs) < max(1, len(required)) or by_name_only:
         entries = sorted(batch) if isinstance(batch, Mapping) else f"{len(inputs)} arrays"
         raise ModelError(
             f"{name}.__call__ requires {required} but the batch has {entries}: name the batch's "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import optax
+from flax import linen
 
 from autoshard import rule_sets
 from autoshard.adapters import adapt, is_model
@@ -37,6 +38,14 @@ def default_optimizer(
         0.0, learning_rate, warmup_steps, total_steps, end_value=learning_rate / 10
     )
     return optax.adamw(schedule, weight_decay=0.01)
+
+
+def _roles(roles: Sequence[Role | str]) -> tuple[Role, ...]:
+    try:
+        return tuple(Role(role) for role in roles)
+    except ValueError as error:
+        known = ", ".join(role.value for role in Role)
+        raise ModelError(f"argument_roles={list(roles)!r}: {error}; there are {known}") from error
 
 
 def compile(
@@ -87,6 +96,13 @@ def compile(
     """
     if task not in TASKS:
         raise ModelError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    if optimizer is not None and not hasattr(optimizer, "update"):
+        raise ModelError(
+            f"optimizer={optimizer!r} is not an optax transformation: pass one, such as "
+            "optax.adamw(1e-3)"
+        )
+    if isinstance(model, type) and issubclass(model, linen.Module):
+        raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
     target = resolve(mesh)
     wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
@@ -94,7 +110,7 @@ def compile(
         if not callable(model):
             adapt(model)  # raises, naming what can be passed
         arguments = batch if isinstance(batch, tuple) or batch is None else (batch,)
-        roles = tuple(Role(role) for role in argument_roles) if argument_roles else None
+        roles = _roles(argument_roles) if argument_roles else None
         return CompiledFunction(model, target, wishes, arguments, roles, given)
     recipe = Recipe(
         functions=adapt(model),

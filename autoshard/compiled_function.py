@@ -113,7 +113,7 @@ class CompiledFunction:
         self._arguments = tuple(abstract(a) for a in arguments)
         program, _ = trace_function(self._function, self._arguments, roles)
         if self._plan is not None:
-            planning.check(self._plan, program, self._target)
+            planning.check(self._plan, program, self._target, self._wishes.task)
         else:
             self._plan = planning.make(program, self._target, self._wishes, lambda layout: 0)
         self._checked = True

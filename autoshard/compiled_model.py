@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from autoshard import lower as lowering
 from autoshard import planning
 from autoshard.adapters import ModelFunctions, path_name
-from autoshard.errors import BatchError, PlanError
+from autoshard.errors import BatchError, ModelError, PlanError
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
 from autoshard.plan import Plan
@@ -68,6 +69,7 @@ class CompiledModel:
         self._mesh: Mesh | None = None
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._batch_shardings: dict[Any, Any] = {}
+        self._initialise: Callable[[Any], TrainState] | None = None
         if batch is not None:
             self._plan_for(batch)
 
@@ -141,6 +143,8 @@ class CompiledModel:
         """
         if batch is not None and self._planned is None:
             self._plan_for(batch)
+        elif batch is not None:
+            self._check_batch(batch)
         ready = self._ready()
         self._recipe.target.check_runnable()
         key = _as_key(rng)
@@ -148,10 +152,12 @@ class CompiledModel:
         recipe = self._recipe
         if recipe.functions.initial is not None:
             return self._place_initial(key, sharding)
-        make = lowering.make_init(
-            recipe.functions.init, recipe.optimizer, ready.traced.batch, recipe.precision.params
-        )
-        return jax.jit(make, out_shardings=sharding)(key)
+        if self._initialise is None:
+            make = lowering.make_init(
+                recipe.functions.init, recipe.optimizer, ready.traced.batch, recipe.precision.params
+            )
+            self._initialise = jax.jit(make, out_shardings=sharding)
+        return self._initialise(key)
 
     def _place_initial(self, key: Any, sharding: TrainState) -> TrainState:
         """The state of a model that the user had built already."""
@@ -160,7 +166,8 @@ class CompiledModel:
         optimizer, dtype = self._recipe.optimizer, self._recipe.precision.params
         make = lowering.make_init(lambda rng, batch: (params, model_state), None, None, dtype)
         without = dataclasses.replace(sharding, opt_state=None)
-        state = jax.device_put(make(key), without)
+        # Copies: a step donates its state, and the user's model must outlive it.
+        state = jax.device_put(jax.tree.map(jnp.copy, make(key)), without)
         if optimizer is None:
             return state
         opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(state.params)
@@ -214,7 +221,7 @@ class CompiledModel:
         opt_state = lowering.abstract_optimizer(recipe.optimizer, traced.params)
         plan = self._given_plan
         if plan is not None:
-            planning.check(plan, traced.program, recipe.target)
+            planning.check(plan, traced.program, recipe.target, recipe.wishes.task)
         else:
 
             def optimizer_bytes(layout: Layout) -> int:
@@ -232,9 +239,11 @@ class CompiledModel:
         return lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
 
     def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
+        batch = self._global(batch)
         if self._planned is None:
             self._plan_for(batch)
         self._recipe.target.check_runnable()
+        _check_alive(state)
         executable = self._executable(kind, batch)
         placed = self._place(batch)
         try:
@@ -276,10 +285,23 @@ class CompiledModel:
         return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
     def _place(self, batch: Any) -> Any:
-        shardings = self._batch_shardings[self._batch_key(batch)]
+        return jax.device_put(batch, self._batch_shardings[self._batch_key(batch)])
+
+    def _global(self, batch: Any) -> Any:
+        """With several processes, the global batch of which each passes its own rows."""
         if jax.process_count() == 1:
-            return jax.device_put(batch, shardings)
-        return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+            return batch
+        if self._planned is None:
+            raise PlanError(
+                "with several processes the global batch must be known before the first step: pass "
+                "batch= (ShapeDtypeStructs of the global batch) to autoshard.compile"
+            )
+
+        def whole(sharding: Any, x: Any) -> Any:
+            local = not isinstance(x, jax.Array) or x.is_fully_addressable
+            return jax.make_array_from_process_local_data(sharding, x) if local else x
+
+        return jax.tree.map(whole, self.batch_sharding, batch)
 
     def _check_batch(self, batch: Any) -> None:
         planned = self._ready().traced.batch
@@ -348,10 +370,33 @@ def _with_shardings(tree: Any, shardings: Any) -> Any:
     )
 
 
+def _check_alive(state: TrainState) -> None:
+    """Raises PlanError for a donated state: the runtime would end the process instead."""
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+    if any(x.is_deleted() for x in arrays):
+        raise PlanError(
+            "this state was given to step before, which reuses its memory: go on with the state "
+            "that step returned, or compile with donate=False"
+        )
+
+
 def _as_key(rng: Any) -> Any:
-    """A typed key from a key, a legacy uint32 key or a seed."""
-    if isinstance(rng, int):
-        return jax.random.key(rng)
-    if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        return rng
-    return jax.random.wrap_key_data(rng)
+    """A key of JAX's default implementation from a key, a legacy uint32 key or a seed.
+
+    Raises:
+      ModelError: it is none of these.
+    """
+    if isinstance(rng, (int, np.integer)):
+        return jax.random.key(int(rng))
+    dtype = getattr(rng, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and rng.shape == ():
+        default = jax.eval_shape(lambda: jax.random.key(0)).dtype
+        return rng if dtype == default else jax.random.key(int(jax.random.bits(rng)))
+    if dtype == jnp.uint32 and rng.ndim == 1:
+        return jax.random.wrap_key_data(rng)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and rng.shape == ():
+        return jax.random.key(int(rng))
+    raise ModelError(
+        f"cannot make a PRNG key of {type(rng).__name__}: pass jax.random.key(seed) or an integer "
+        "seed"
+    )

@@ -66,7 +66,8 @@ def _data_labels(leaf: Leaf) -> list[str]:
         return ["batch", "sequence", "features"]
     if rank == 2:
         return ["batch", "sequence" if integer else "features"]
-    return ["batch", *(f"{leaf.path.rsplit('/', 1)[-1]}.{d}" for d in range(1, rank))]
+    last = leaf.path.rsplit("/", 1)[-1]
+    return ["batch", *(f"{last}.{d}" for d in range(1, rank))][:rank]
 
 
 class _Namer:

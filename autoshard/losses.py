@@ -47,11 +47,15 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array, weights: Any = None) -
 
 
 def classification_loss(logits: jax.Array, labels: jax.Array, weights: Any = None) -> jax.Array:
-    """Mean cross-entropy in nats of float[..., classes] against int[...]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-    if weights is None:
-        return losses.mean()
-    counted = weights.astype(jnp.float32)
+    """Mean cross-entropy in nats of float[..., classes] against int[...]; negative labels are
+    ignored.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), jnp.maximum(labels, 0)
+    )
+    counted = (labels >= 0).astype(jnp.float32)
+    if weights is not None:
+        counted = counted * weights.astype(jnp.float32)
     return (losses * counted).sum() / jnp.maximum(counted.sum(), 1.0)
 
 
@@ -75,6 +79,7 @@ def default_loss(outputs: Any, batch: Any) -> jax.Array:
     if hasattr(outputs, "shape") and jnp.issubdtype(outputs.dtype, jnp.floating):
         positions = outputs.shape[:-1]
         if targets is not None and _is_integer(targets) and targets.shape == positions:
+            _check_convention(batch, positions)
             return classification_loss(outputs, targets, _fitting(weights, positions))
         fits = _is_integer(tokens) and tokens.shape == positions and len(positions) == 2
         if targets is None and fits:
@@ -87,6 +92,18 @@ def default_loss(outputs: Any, batch: Any) -> jax.Array:
         "[..., classes] and int labels [...] under one of the names "
         f"{', '.join(_TARGET_NAMES)}. Pass loss=lambda outputs, batch: scalar"
     )
+
+
+def _check_convention(batch: Any, positions: tuple[int, ...]) -> None:
+    """Labels beside tokens of one shape are shifted in some code bases and not in others."""
+    tokens = _entry(batch, _TOKEN_NAMES)
+    labelled = isinstance(batch, Mapping) and "labels" in batch and _is_integer(tokens)
+    if labelled and tokens.shape == positions:
+        raise LossError(
+            f"the batch has tokens and labels of one shape {list(positions)}, and 'labels' may or "
+            "may not be shifted by one position: call them 'targets' if position i holds what "
+            "should be predicted at position i, or leave them out for next-token loss"
+        )
 
 
 def _fitting(weights: Any, shape: tuple[int, ...]) -> Any:

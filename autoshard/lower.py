@@ -195,13 +195,16 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One optimizer update: (state, batch) -> (state, metrics)."""
     gradient = make_gradient(traced, shardings)
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         rng = jax.random.fold_in(state.rng, state.step)
         (loss, (model_state, extra)), gradients = gradient(
             state.params, state.model_state, batch, rng
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = update(
+            gradients, state.opt_state, state.params, value=loss, grad=gradients
+        )
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **dict(extra)}
         return TrainState(state.step + 1, params, opt_state, model_state, state.rng), metrics

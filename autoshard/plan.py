@@ -150,6 +150,13 @@ class Plan:
             ) from error
         return cls.from_json(data, str(path))
 
+    def check_task(self, task: str) -> None:
+        """Raises PlanError unless the plan was made for this task."""
+        if self.task != task:
+            raise PlanError(
+                f"this plan was made for task {self.task!r}, not {task!r}: plan again for this task"
+            )
+
     def check_mesh(self, shapes: tuple[MeshShape, ...]) -> None:
         """Raises PlanError unless the plan's mesh is one of `shapes`."""
         if self.mesh.shape not in shapes:
@@ -266,6 +273,8 @@ def _array(row: Mapping[str, Any]) -> ArrayLayout:
 
 def _parse(data: Mapping[str, Any]) -> Plan:
     mesh, cost = data["mesh"], data["cost"]
+    if [len(p) for p in mesh["parts"]] != [len(s) for s in mesh["part_sizes"]]:
+        raise ValueError("mesh parts and their sizes differ in number")
     shape = MeshShape(tuple(mesh["shape"]["names"]), tuple(mesh["shape"]["sizes"]))
     return Plan(
         program=ProgramIdentity(**data["program"]),
@@ -274,7 +283,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         mesh=SplitMesh(
             shape,
             tuple(tuple(parts) for parts in mesh["parts"]),
-            tuple(tuple(sizes) for sizes in mesh["part_sizes"]),
+            tuple(tuple(int(size) for size in sizes) for sizes in mesh["part_sizes"]),
         ),
         rules=tuple(data["rules"]),
         zero_stage=int(data["zero_stage"]),

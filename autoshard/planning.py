@@ -85,12 +85,13 @@ def make(
     return plan
 
 
-def check(plan: Plan, program: Program, target: Target) -> None:
+def check(plan: Plan, program: Program, target: Target, task: str) -> None:
     """Check a plan that was made earlier against a program and a target.
 
     Raises:
-      PlanError: it was made for another mesh or program, or is not valid.
+      PlanError: it was made for another task, mesh or program, or is not valid.
     """
+    plan.check_task(task)
     plan.check_mesh(target.shapes)
     plan.check_program(identify(analyse(program)), program.inputs)
     _validate(plan, program)

@@ -7,7 +7,9 @@ Today's space is combinations of rule sets on the mesh's axes (and, when the mes
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from autoshard.cost import CostReport, estimate
+from autoshard.compiler_faults import check_grouped_convolutions
+from autoshard.cost import CostReport, class_parts, estimate
+from autoshard.costly_places import costly_places
 from autoshard.errors import AutoshardError, BatchError, PlanError, RuleError
 from autoshard.layouts import Layout, lay_out
 from autoshard.memory import StateBytes
@@ -96,8 +98,17 @@ def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Co
     names = tuple(rule.name for rule in rules)
     try:
         layout = lay_out(question.subject, shape, rules)
+        if question.trains:
+            forward = question.subject.analysis
+            refined = layout.mesh.refined
+            shards = dict(zip(refined.names, refined.sizes, strict=True))
+            parts = class_parts(forward, layout.arrays, shards)
+            check_grouped_convolutions(forward, layout, parts)
     except (RuleError, BatchError) as error:
         return _Costed(shape, names, None, None, error)
+    layout = dataclasses.replace(
+        layout, notes=layout.notes + costly_places(question.subject, layout)
+    )
     state = StateBytes(question.optimizer_bytes(layout))
     return _Costed(shape, names, layout, estimate(question.costed, layout, state, question.trains))
 

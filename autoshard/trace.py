@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from autoshard.adapters import AxisNames, ModelFunctions, path_name
-from autoshard.errors import LossError
+from autoshard.errors import LossError, ModelError
 from autoshard.losses import Loss
 from autoshard.precision import Precision, cast_floating
 from passes import ir
@@ -62,14 +62,41 @@ def leaves_of(tree: Any, role: Role, names: Mapping[str, AxisNames] | None = Non
 
 
 def _loss_and_metrics(loss: Loss, outputs: Any, batch: Any) -> tuple[Any, Any]:
-    result = loss(outputs, batch)
-    value, metrics = result if isinstance(result, tuple) else (result, {})
-    if not hasattr(value, "shape") or value.shape != ():
+    try:
+        result = loss(outputs, batch)
+    except KeyError as error:
+        entries = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise LossError(f"the loss reads {error}, and the batch has {entries}") from error
+    value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+    shape = getattr(value, "shape", None)
+    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise LossError(
-            f"the loss must be a scalar, but it has shape {getattr(value, 'shape', None)}: "
-            "average it over the batch"
+            "the loss must be a floating scalar, or a pair of one and a dict of scalars, but it "
+            f"is {type(value).__name__} of shape {shape}: average it over the batch"
+        )
+    if not isinstance(metrics, Mapping) or any(jnp.shape(x) for x in jax.tree.leaves(metrics)):
+        raise LossError("the second result of the loss must be a dict of scalars")
+    reserved = {"loss", "grad_norm"} & set(metrics)
+    if reserved:
+        raise LossError(
+            f"the loss returns a metric called {min(reserved)!r}, which step adds itself"
         )
     return value, metrics
+
+
+def _check_state(name: str, before: Any, after: Any) -> None:
+    """Raises ModelError if running the model changes the structure or shapes of its state."""
+    shapes = [
+        {path_name(path): (x.shape, x.dtype) for path, x in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (before, after)
+    ]
+    if shapes[0] != shapes[1]:
+        grown = sorted(set(shapes[1].items()) ^ set(shapes[0].items()), key=str)[0][0]
+        raise ModelError(
+            f"running {name} changes the shape of its variable {grown!r}, so it cannot be carried "
+            "from step to step: return such values from the model and add them up in the loss, or "
+            "sow them into the collection 'intermediates'"
+        )
 
 
 def trace_model(
@@ -91,6 +118,7 @@ def trace_model(
     def forward(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         inputs = cast_floating((params, batch), precision.compute)
         outputs, new_state = functions.apply(inputs[0], model_state, rng, inputs[1], train)
+        _check_state(functions.name, model_state, new_state)
         if precision.compute is not None:
             outputs = cast_floating(outputs, "float32")
             new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, model_state)

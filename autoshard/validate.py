@@ -21,6 +21,12 @@ def problems(plan: Plan, inputs: tuple[Leaf, ...], axis_sizes: dict[str, int]) -
     """
     found: list[str] = []
     parts: dict[str, int] = {}
+    counts = {len(plan.mesh.shape.names), len(plan.mesh.parts), len(plan.mesh.part_sizes)}
+    if len(counts) > 1 or any(
+        len(names) != len(sizes)
+        for names, sizes in zip(plan.mesh.parts, plan.mesh.part_sizes, strict=True)
+    ):
+        return ["the mesh's axes, their parts and the parts' sizes differ in number"]
     for axis, names, sizes in zip(
         plan.mesh.shape.names, plan.mesh.parts, plan.mesh.part_sizes, strict=True
     ):
@@ -50,12 +56,25 @@ def problems(plan: Plan, inputs: tuple[Leaf, ...], axis_sizes: dict[str, int]) -
         else:
             found += _row_problems(row, parts)
     found += [f"{path} is laid out but not in the program" for _, path in rows]
+    order = [(a.leaf.role.value, a.leaf.path) for a in plan.arrays]
+    if not found and order != [(leaf.role.value, leaf.path) for leaf in inputs]:
+        found.append("its rows are not in the order of the program's inputs")
+    used = {
+        p for a in plan.arrays if a.leaf.role.value == "batch" for dim in a.compute for p in dim
+    }
+    for part in (*plan.data_parts, *plan.tensor_parts):
+        if part not in parts:
+            found.append(f"the plan uses {part!r}, which the mesh lacks")
+    if not used <= set(plan.data_parts) | set(plan.tensor_parts):
+        found.append("the batch is sharded over axes that the plan does not list")
     return found
 
 
 def _row_problems(row: Any, parts: dict[str, int]) -> list[str]:
     found = []
     path, shape = row.leaf.path, row.leaf.shape
+    if len(row.dims) != len(shape):
+        found.append(f"{path}: {len(row.dims)} names for {len(shape)} dimensions")
     for kind in ("compute", "param", "grad", "opt"):
         spec = getattr(row, kind)
         if len(spec) != len(shape):

@@ -1,7 +1,7 @@
 """Rule sets: values of one type, usable alone by name and combinable in a list."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoshard.errors import RuleError
@@ -64,8 +64,12 @@ def parse(rules: Any) -> tuple[RuleSet, ...]:
         items: Sequence[Any] = [r for r in rules.replace(",", "+").split("+") if r.strip()]
     elif isinstance(rules, RuleSet) or _is_pair(rules):
         items = [rules]
-    else:
+    elif isinstance(rules, Mapping):
+        items = list(rules.items())
+    elif isinstance(rules, Sequence):
         items = list(rules)
+    else:
+        items = [rules]
     found: list[RuleSet] = []
     pairs: list[tuple[str, str | None]] = []
     for item in items:

@@ -13,7 +13,7 @@ from autoshard.rule_sets.base import (
     check_axis,
     is_data_axis,
 )
-from autoshard.rule_sets.user_rules import check_divides
+from autoshard.rule_sets.user_rules import check_divides, split_uses
 from passes.program import Role
 
 
@@ -34,6 +34,7 @@ def dims(*pairs: tuple[str, str | None]) -> RuleSet:
 
     def decide(context: RuleContext) -> Choices:
         subject, classes, leaves = context.subject, list[ClassChoice](), list[LeafChoice]()
+        leaves += _annotated(context, pairs, label)
         for name, axis in pairs:
             if axis is None:
                 continue
@@ -56,12 +57,26 @@ def dims(*pairs: tuple[str, str | None]) -> RuleSet:
     return RuleSet(label, decide, claims, axis_rules=pairs)
 
 
+def _annotated(context: RuleContext, pairs: AxisRules, rule: str) -> list[LeafChoice]:
+    """Parameters whose Flax metadata uses names of the pairs that are not named dimensions."""
+    names, found = context.subject.names, list[LeafChoice]()
+    axes_of = {n: a for n, a in pairs if a is not None and names.find(n) is None}
+    program = context.subject.analysis.program
+    for position in program.with_role(Role.PARAMETER):
+        leaf = program.inputs[position]
+        axes = [(axes_of[n],) if isinstance(n, str) and n in axes_of else () for n in leaf.metadata]
+        if any(axes) and len(axes) == len(leaf.shape):
+            why = f"user's rules for metadata ({', '.join(map(str, leaf.metadata))})"
+            found += split_uses(position, leaf, axes, context, rule, why)
+    return found
+
+
 def _find(subject: Subject, name: str) -> tuple[int, ...]:
     found = subject.names.find(name)
     if found is not None:
         return found.atoms
     if any(name in leaf.metadata for leaf in subject.analysis.program.inputs):
-        return ()  # a metadata name: the `logical` rule set reads it
+        return ()  # a metadata name: `_annotated` lays those parameters out
     known = ", ".join(f"{d.name} ({'/'.join(map(str, d.sizes))})" for d in subject.names.dims)
     raise RuleError(
         f"no dimension of {subject.analysis.program.name} is called {name!r}: its named "

@@ -27,7 +27,16 @@ def patterns(*pairs: tuple[str, Any]) -> RuleSet:
         one entry a dimension: None, an axis, or a tuple of axes; missing trailing entries are
         None).
     """
-    compiled = [(re.compile(regex), tuple(spec)) for regex, spec in pairs]
+    compiled = []
+    for regex, spec in pairs:
+        if isinstance(spec, str):
+            raise RuleError(f"the pattern {regex!r} has the spec {spec!r}: write ({spec!r},)")
+        try:
+            compiled.append((re.compile(regex), tuple(spec)))
+        except re.error as error:
+            raise RuleError(
+                f"the pattern {regex!r} is not a regular expression: {error}"
+            ) from error
 
     def normal(spec: tuple[Any, ...]) -> list[tuple[str, ...]]:
         return [(e,) if isinstance(e, str) else tuple(e or ()) for e in spec]

@@ -235,7 +235,7 @@ def test_losses_that_do_not_fit() -> None:
     batch = cases.random_batch(spec.example_batch(16))
     with pytest.raises(autoshard.LossError, match="Pass loss=lambda outputs, batch"):
         autoshard.compile(spec.build(), "data=8", batch={"x": batch["x"]})
-    with pytest.raises(autoshard.LossError, match=r"must be a scalar.*\(16,\)"):
+    with pytest.raises(autoshard.LossError, match=r"must be a floating scalar.*\(16,\)"):
         autoshard.compile(
             spec.build(), "data=8", batch=batch, loss=lambda out, batch: out.sum(axis=-1)
         )
