@@ -20,8 +20,9 @@ from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.report import MemoryReport, memory_report
 from autoshard.state import TrainState
-from autoshard.topology import Target
+from autoshard.topology import Target, check_context
 from autoshard.trace import TracedModel, abstract, trace_model
+from passes.program import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,7 @@ class CompiledModel:
             self._check_batch(batch)
         ready = self._ready()
         self._recipe.target.check_runnable()
+        check_context()
         key = _as_key(rng)
         sharding = self.state_sharding
         recipe = self._recipe
@@ -216,6 +218,7 @@ class CompiledModel:
         return self._planned
 
     def _plan_for(self, batch: Any) -> None:
+        check_context()
         recipe = self._recipe
         traced = self._trace("step" if recipe.optimizer is not None else "eval", batch)
         opt_state = lowering.abstract_optimizer(recipe.optimizer, traced.params)
@@ -243,6 +246,7 @@ class CompiledModel:
         if self._planned is None:
             self._plan_for(batch)
         self._recipe.target.check_runnable()
+        check_context()
         _check_alive(state)
         executable = self._executable(kind, batch)
         placed = self._place(batch)
@@ -310,24 +314,24 @@ class CompiledModel:
                 f"the batch has structure {jax.tree.structure(batch)} and the plan was made for "
                 f"{jax.tree.structure(planned)}: pass batches of one structure"
             )
-        degree = self.plan.mesh.refined.shards(self.plan.data_parts)
-        pairs = zip(
-            jax.tree_util.tree_leaves_with_path(abstract(batch)),
-            jax.tree.leaves(planned),
-            strict=True,
-        )
-        for (path, have), want in pairs:
+        rows = [a for a in self.plan.arrays if a.leaf.role is Role.BATCH]
+        leaves = jax.tree_util.tree_leaves_with_path(abstract(batch))
+        for (path, have), want, row in zip(leaves, jax.tree.leaves(planned), rows, strict=True):
+            name = path_name(path) or "the batch"
             if len(have.shape) != len(want.shape) or have.dtype != want.dtype:
                 raise BatchError(
-                    f"{path_name(path) or 'the batch'} is {have.dtype}{list(have.shape)} and the "
-                    f"plan was made for {want.dtype}{list(want.shape)}: only sizes may change"
+                    f"{name} is {have.dtype}{list(have.shape)} and the plan was made for "
+                    f"{want.dtype}{list(want.shape)}: only sizes may change"
                 )
-            if have.shape and have.shape[0] % degree:
-                raise BatchError(
-                    f"the batch dimension {have.shape[0]} of {path_name(path) or 'the batch'} "
-                    f"does not divide by the {degree} shards of the plan's data axes: use a "
-                    f"multiple of {degree} (drop the remainder of the last batch, or pad it)"
-                )
+            for d, (size, parts) in enumerate(zip(have.shape, row.compute, strict=True)):
+                degree = self.plan.mesh.refined.shards(parts)
+                if size % degree:
+                    what = "the batch dimension" if d == 0 else f"dimension {d}"
+                    raise BatchError(
+                        f"{what} {size} of {name} does not divide by the {degree} shards of the "
+                        f"plan's mesh axes {'*'.join(parts)}: use a multiple of {degree} (drop the "
+                        "remainder of the last batch, or pad it)"
+                    )
 
     def _executable(self, kind: str, batch: Any) -> jax.stages.Compiled:
         key = (kind, self._batch_key(batch))

@@ -5,6 +5,7 @@ sets; single arrays, which override classes; last the storage of parameters, gra
 optimizer state, which adds data axes to how an array is used (ZeRO).
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
     )
     decided = [rule.decide(context) for rule in rules]
     notes = [note for choices in decided for note in choices.notes]
-    batch = _batch_choices(context)
+    batch = _batch_choices(context, notes)
     chosen = _classes([*batch, *(c for d in decided for c in d.classes)], context, notes)
     stage = max((rule.zero_stage for rule in rules), default=0)
     arrays = _arrays(context, chosen, decided, stage)
@@ -110,32 +111,43 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
     )
 
 
-def _batch_choices(context: RuleContext) -> list[ClassChoice]:
+def _batch_choices(context: RuleContext, notes: list[str]) -> list[ClassChoice]:
     """Shard dimension 0 of the batch's arrays over all data parts.
+
+    An array whose dimension 0 is another than most have (class weights, say) is not per example: it
+    stays whole, with a note.
 
     Raises:
       BatchError: it does not divide.
     """
     analysis = context.subject.analysis
     of_part = part_sizes(context.mesh)
-    choices: list[ClassChoice] = []
-    seen: set[int] = set()
-    for position in analysis.program.with_role(Role.BATCH):
+    degree = context.mesh.refined.shards(context.data_parts)
+    positions = [
+        p for p in analysis.program.with_role(Role.BATCH) if analysis.program.inputs[p].shape
+    ]
+    sizes = collections.Counter(analysis.program.inputs[p].shape[0] for p in positions)
+    choices: dict[int, ClassChoice] = {}
+    for position in positions:
         leaf = analysis.program.inputs[position]
-        if not leaf.shape:
+        usual = sizes.most_common(1)[0][0]
+        if leaf.shape[0] != usual and degree > 1:
+            notes.append(
+                f"{leaf.path} has {leaf.shape[0]} rows where the batch has {usual}: it is not "
+                "sharded"
+            )
             continue
-        degree = context.mesh.refined.shards(context.data_parts)
         if leaf.shape[0] % degree:
             raise BatchError(_batch_message(leaf, context, degree))
         rest = context.data_parts
         for atom in analysis.leaf_dims(position)[0]:
             taken, rest = take_parts(of_part, rest, analysis.sizes[atom])
-            if taken and atom not in seen:
-                seen.add(atom)
-                choices.append(ClassChoice(atom, taken, "data", "the batch, over the data axes"))
+            if taken:
+                why = "the batch, over the data axes"
+                choices.setdefault(atom, ClassChoice(atom, taken, "data", why))
             if not rest or math.prod(of_part[p] for p in taken) != analysis.sizes[atom]:
                 break
-    return choices
+    return list(choices.values())
 
 
 def _batch_message(leaf: Leaf, context: RuleContext, degree: int) -> str:

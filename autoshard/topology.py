@@ -141,3 +141,19 @@ def _local(topology: Topology) -> tuple[Any, ...] | None:
     if devices[0].platform != topology.platform or len(devices) < topology.device_count:
         return None
     return tuple(devices[: topology.device_count])
+
+
+def check_context() -> None:
+    """Raises MeshError inside `jax.set_mesh` of a mesh with Explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    explicit = [
+        str(name)
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    ]
+    if explicit:
+        raise MeshError(
+            f"a mesh with Explicit axes ({', '.join(explicit)}) is set here by jax.set_mesh, and "
+            "the planner works with Auto axes: call autoshard outside that context, or make the "
+            "mesh with axis_types=(AxisType.Auto, ...)"
+        )

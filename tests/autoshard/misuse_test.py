@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType
 
 import autoshard
 from autoshard import losses, rule_sets
@@ -248,3 +249,21 @@ def test_initialising_again_does_not_compile_again() -> None:
         program.init(1)
         traces.append(initialise._cache_size())
     assert traces == [1, 1] and program._initialise is initialise
+
+
+def test_arrays_that_are_not_per_example_stay_whole() -> None:
+    batch = {**BATCH, "class_weights": np.ones(5, np.float32)}
+    program = compiled(mesh="data=8", batch=batch, rules="data")
+    rows = {a.leaf.path: a.compute for a in program.plan.arrays}
+    assert rows["class_weights"] == ((),)
+    assert any("class_weights has 5 rows" in note for note in program.plan.notes)
+    program.step(program.init(0), batch)
+
+
+def test_a_context_of_explicit_axes_is_named() -> None:
+    program = compiled()
+    with jax.set_mesh(jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)):
+        with pytest.raises(autoshard.MeshError, match=r"Explicit axes \(a, b\)"):
+            program.init(0)
+        with pytest.raises(autoshard.MeshError, match="Explicit axes"):
+            compiled()
