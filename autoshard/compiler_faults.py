@@ -4,16 +4,14 @@ Each check names the fault, so that it can be removed when the compiler is mende
 """
 
 import math
-from collections.abc import Mapping
 
+from autoshard.cost import class_parts
 from autoshard.errors import RuleError
 from autoshard.layouts import Layout, spec_of
 from autoshard.named_dims import Analysis
 
 
-def check_grouped_convolutions(
-    analysis: Analysis, layout: Layout, parts: Mapping[int, tuple[str, ...]]
-) -> None:
+def check_grouped_convolutions(analysis: Analysis, layout: Layout) -> None:
     """Refuse to train a grouped convolution on a mesh axis that shards neither its batch nor
     groups.
 
@@ -23,8 +21,8 @@ def check_grouped_convolutions(
     Raises:
       RuleError: the layout has such an axis.
     """
-    refined = layout.mesh.refined
-    shards = dict(zip(refined.names, refined.sizes, strict=True))
+    shards = layout.mesh.refined.by_name
+    parts = class_parts(analysis, layout)
     for op in analysis.graph.ops:
         if op.primitive != "conv_general_dilated" or op.params["feature_group_count"] == 1:
             continue

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from autoshard import graph as graphs
 from autoshard.factors import FactorRole
-from autoshard.layouts import ArrayLayout, AtomParts, Layout, spec_of
+from autoshard.layouts import AtomParts, Layout, spec_of
 from autoshard.memory import MemoryEstimate, StateBytes, estimate_memory
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis
@@ -58,12 +58,11 @@ class CostReport:
         return self.tensor_bytes + self.gradient_bytes + self.gather_bytes
 
 
-def class_parts(
-    analysis: Analysis, arrays: Sequence[ArrayLayout], shards: Mapping[str, int]
-) -> dict[int, tuple[str, ...]]:
-    """The sharding that the arrays' compute specs give each class of a (gradient) analysis."""
+def class_parts(analysis: Analysis, layout: Layout) -> dict[int, tuple[str, ...]]:
+    """The sharding that a layout's compute specs give each class of a (gradient) analysis."""
+    shards = layout.mesh.refined.by_name
     found: dict[int, tuple[str, ...]] = {}
-    for position, array in enumerate(arrays):
+    for position, array in enumerate(layout.arrays):
         for dim, parts in zip(analysis.leaf_dims(position), array.compute, strict=True):
             rest = list(parts)
             for atom in dim:
@@ -95,9 +94,8 @@ def ring_all_gather(size_bytes: float, devices: int) -> float:
 class _Counter:
     def __init__(self, analysis: Analysis, layout: Layout) -> None:
         self.analysis = analysis
-        refined = layout.mesh.refined
-        self.shards = dict(zip(refined.names, refined.sizes, strict=True))
-        self.parts: AtomParts = class_parts(analysis, layout.arrays, self.shards)
+        self.shards = layout.mesh.refined.by_name
+        self.parts: AtomParts = class_parts(analysis, layout)
         self.data_parts = frozenset(layout.data_parts)
 
     def spec(self, value: int) -> Spec:

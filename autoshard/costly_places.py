@@ -14,10 +14,7 @@ _CUTS = ("slice", "split")
 
 def costly_places(subject: Subject, layout: Layout) -> tuple[str, ...]:
     """Notes on a layout of a forward program: cut dimensions that are sharded, gathered stacks."""
-    refined = layout.mesh.refined
-    shards = dict(zip(refined.names, refined.sizes, strict=True))
-    parts = class_parts(subject.analysis, layout.arrays, shards)
-    notes = _cut_dimensions(subject, parts)
+    notes = _cut_dimensions(subject, class_parts(subject.analysis, layout))
     if layout.zero_stage == 3 and _scans_parameters(subject):
         notes.append(
             "the program scans over stacked parameters: zero3 gathers each whole stack before its "

@@ -50,7 +50,7 @@ def _table(*columns: str, right: Iterable[int] = ()) -> Table:
 
 def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
     """The table of arrays, and the reasons that its last column refers to by number."""
-    shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
+    shards = plan.mesh.refined.by_name
     groups: dict[tuple[object, ...], list[ArrayLayout]] = {}
     for array in plan.arrays:
         if array.leaf.role in (Role.RNG, Role.CONSTANT):

@@ -20,7 +20,6 @@ from autoshard.rule_sets.base import (
     RuleContext,
     RuleSet,
     Subject,
-    part_sizes,
     take_parts,
 )
 from passes.program import Leaf, Role
@@ -121,7 +120,7 @@ def _batch_choices(context: RuleContext, notes: list[str]) -> list[ClassChoice]:
       BatchError: it does not divide.
     """
     analysis = context.subject.analysis
-    of_part = part_sizes(context.mesh)
+    of_part = context.mesh.refined.by_name
     degree = context.mesh.refined.shards(context.data_parts)
     positions = [
         p for p in analysis.program.with_role(Role.BATCH) if analysis.program.inputs[p].shape
@@ -242,7 +241,7 @@ def _array(
 ) -> ArrayLayout:
     analysis: Analysis = context.subject.analysis
     leaf, dims = analysis.program.inputs[position], analysis.leaf_dims(position)
-    of_part = part_sizes(context.mesh)
+    of_part = context.mesh.refined.by_name
     compute = spec_of(dims, {a: c.parts for a, c in chosen.items()}, of_part, analysis.sizes)
     deciding = [chosen[a] for dim in dims for a in dim if a in chosen]
     rule, why = (

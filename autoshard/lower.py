@@ -73,7 +73,7 @@ def optimizer_specs(plan: Plan | Layout, opt_state: Any) -> list[Spec]:
 
 def optimizer_bytes(plan: Plan | Layout, opt_state: Any) -> int:
     """Bytes of optimizer state on each device."""
-    shards = dict(zip(plan.mesh.refined.names, plan.mesh.refined.sizes, strict=True))
+    shards = plan.mesh.refined.by_name
     total = 0
     for leaf, spec in zip(
         jax.tree.leaves(opt_state), optimizer_specs(plan, opt_state), strict=True

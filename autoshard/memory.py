@@ -75,8 +75,7 @@ def estimate_memory(
     local_bytes: Callable[[int], float],
 ) -> MemoryEstimate:
     """Sum up the state from the layout and walk the program for the peak of activations."""
-    refined = layout.mesh.refined
-    shards = dict(zip(refined.names, refined.sizes, strict=True))
+    shards = layout.mesh.refined.by_name
     parameters = [a for a in layout.arrays if a.leaf.role is Role.PARAMETER]
     others = [a for a in layout.arrays if a.leaf.role in (Role.MODEL_STATE, Role.BATCH)]
     gathered = [local_size(a, a.compute, shards) for a in parameters if a.compute != a.param]

@@ -46,6 +46,11 @@ class MeshShape:
         """Product of the sizes."""
         return math.prod(self.sizes)
 
+    @property
+    def by_name(self) -> dict[str, int]:
+        """Size of each axis."""
+        return dict(zip(self.names, self.sizes, strict=True))
+
     def size(self, name: str) -> int:
         """Size of one axis."""
         return self.sizes[self.names.index(name)]

@@ -99,7 +99,7 @@ def check(plan: Plan, program: Program, target: Target, task: str) -> None:
 
 def _validate(plan: Plan, program: Program) -> None:
     shape = plan.mesh.shape
-    validate(plan, program.inputs, dict(zip(shape.names, shape.sizes, strict=True)))
+    validate(plan, program.inputs, shape.by_name)
 
 
 def _check_modelled(analysis: Analysis, strict: bool) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from autoshard.compiler_faults import check_grouped_convolutions
-from autoshard.cost import CostReport, class_parts, estimate
+from autoshard.cost import CostReport, estimate
 from autoshard.costly_places import costly_places
 from autoshard.errors import AutoshardError, BatchError, PlanError, RuleError
 from autoshard.layouts import Layout, lay_out
@@ -99,11 +99,7 @@ def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Co
     try:
         layout = lay_out(question.subject, shape, rules)
         if question.trains:
-            forward = question.subject.analysis
-            refined = layout.mesh.refined
-            shards = dict(zip(refined.names, refined.sizes, strict=True))
-            parts = class_parts(forward, layout.arrays, shards)
-            check_grouped_convolutions(forward, layout, parts)
+            check_grouped_convolutions(question.subject.analysis, layout)
     except (RuleError, BatchError) as error:
         return _Costed(shape, names, None, None, error)
     layout = dataclasses.replace(

@@ -162,9 +162,3 @@ def take_parts(
         product *= sizes[part]
         taken += 1
     return parts[:taken], parts[taken:]
-
-
-def part_sizes(mesh: SplitMesh) -> dict[str, int]:
-    """Size of each part."""
-    refined = mesh.refined
-    return dict(zip(refined.names, refined.sizes, strict=True))

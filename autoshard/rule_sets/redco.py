@@ -22,7 +22,6 @@ from autoshard.rule_sets.base import (
     RuleContext,
     RuleSet,
     Subject,
-    part_sizes,
     take_parts,
     tensor_axis,
 )
@@ -121,7 +120,7 @@ def _spill(context: RuleContext, colouring: _Colouring) -> dict[int, tuple[int, 
 def _decide(context: RuleContext) -> Choices:
     subject = context.subject
     sizes = subject.analysis.sizes
-    of_part = part_sizes(context.mesh)
+    of_part = context.mesh.refined.by_name
     colouring = _colour(subject)
     spill = _spill(context, colouring)
     choices, notes = [], []

@@ -82,9 +82,6 @@ def test_equal_arrays_but_other_products_are_refused() -> None:
     def first(params: dict, x):
         return (x @ params["a"]) @ params["b"]
 
-    def second(params: dict, x):
-        return (x @ params["b"]) @ params["a"]
-
     import jax
 
     square = jax.ShapeDtypeStruct((8, 8), "float32")
@@ -98,7 +95,6 @@ def test_equal_arrays_but_other_products_are_refused() -> None:
 
     with pytest.raises(autoshard.PlanError, match="program's products differ"):
         autoshard.compile(third, "data=2,model=4", batch=arguments, plan=made)
-    assert second is not first
 
 
 @pytest.mark.parametrize(

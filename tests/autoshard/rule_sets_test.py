@@ -74,8 +74,6 @@ def test_dense_general_attention_is_split_by_heads_not_within_them() -> None:
             return x + nn.MultiHeadDotProductAttention(num_heads=4)(x)
 
     # head_dim (16) divides by 8 and heads (4) do not: the faulty choice would be to split head_dim.
-    compiled = cases.compile_case  # the shared path needs a registered model, so adapt directly
-    del compiled
     made = autoshard.compile(
         Attention(), "data=1,model=8", rules="redco", batch=f32(8, 6, 64),
         loss=lambda out, batch: (out**2).mean(),
