@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import re
@@ -48,8 +49,37 @@ def _table(*columns: str, right: Iterable[int] = ()) -> Table:
     return table
 
 
-def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
-    """The table of arrays, and the reasons that its last column refers to by number."""
+@dataclasses.dataclass(frozen=True)
+class ArrayRow:
+    """Arrays of a plan that differ in their layer's number alone.
+
+    Attributes:
+      path: theirs, layer numbers as `*`; empty for a batch that is one array.
+      role: what they are to the training loop.
+      count: how many they are.
+      shape: of each.
+      dims: names of its dimensions.
+      used: how the computation sees them.
+      stored: how they lie between steps, and their optimizer state if otherwise; `=` as used.
+      size_bytes: what a device stores of all of them.
+      rule: the rule set that decided.
+      why: its reason.
+    """
+
+    path: str
+    role: Role
+    count: int
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    used: str
+    stored: str
+    size_bytes: float
+    rule: str
+    why: str
+
+
+def array_rows(plan: Plan) -> tuple[ArrayRow, ...]:
+    """The plan's arrays grouped by layer; PRNG keys and constants are left out."""
     shards = plan.mesh.refined.by_name
     groups: dict[tuple[object, ...], list[ArrayLayout]] = {}
     for array in plan.arrays:
@@ -58,26 +88,45 @@ def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
         key = (array.leaf.role, group_path(array.leaf.path), array.leaf.shape, array.dims,
                array.compute, array.param, array.grad, array.opt, array.rule)  # fmt: skip
         groups.setdefault(key, []).append(array)
-    columns = ("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule")
-    table = _table(*columns, right=(1, 6))
-    reasons: dict[str, int] = {}
+    rows = []
     for members in groups.values():
         first = members[0]
         degree = math.prod(shards[p] for dim in first.param for p in dim)
-        path = group_path(first.leaf.path) if len(members) > 1 else first.leaf.path
         stored = format_spec(first.param) if first.param != first.compute else "="
         if first.opt != first.param:
             stored += f" opt {format_spec(first.opt)}"
+        rows.append(
+            ArrayRow(
+                path=group_path(first.leaf.path) if len(members) > 1 else first.leaf.path,
+                role=first.leaf.role,
+                count=len(members),
+                shape=first.leaf.shape,
+                dims=first.dims,
+                used=format_spec(first.compute),
+                stored=stored,
+                size_bytes=len(members) * first.leaf.size_bytes / degree,
+                rule=first.rule,
+                why=first.why,
+            )
+        )
+    return tuple(rows)
+
+
+def _arrays(plan: Plan) -> tuple[Table, dict[str, int]]:
+    """The table of arrays, and the reasons that its last column refers to by number."""
+    columns = ("array", "n", "shape", "dimensions", "used as", "stored as", "per device", "rule")
+    table = _table(*columns, right=(1, 6))
+    reasons: dict[str, int] = {}
+    for row in array_rows(plan):
         table.add_row(
-            (path or "batch")
-            + ("" if first.leaf.role is Role.PARAMETER else f" [{first.leaf.role.value}]"),
-            str(len(members)),
-            "x".join(map(str, first.leaf.shape)) or "scalar",
-            " x ".join(first.dims),
-            format_spec(first.compute),
-            stored,
-            format_bytes(len(members) * first.leaf.size_bytes / degree),
-            f"{first.rule} [{reasons.setdefault(first.why, len(reasons) + 1)}]",
+            (row.path or "batch") + ("" if row.role is Role.PARAMETER else f" [{row.role.value}]"),
+            str(row.count),
+            "x".join(map(str, row.shape)) or "scalar",
+            " x ".join(row.dims),
+            row.used,
+            row.stored,
+            format_bytes(row.size_bytes),
+            f"{row.rule} [{reasons.setdefault(row.why, len(reasons) + 1)}]",
         )
     return table, reasons
 
