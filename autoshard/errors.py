@@ -43,3 +43,7 @@ class DeviceError(AutoshardError):
 
 class CheckpointError(AutoshardError):
     """A checkpoint directory is foreign, unwritable or holds nothing that can be restored."""
+
+
+class CompileError(AutoshardError):
+    """A compiler refuses a program, crashes, or takes too long."""

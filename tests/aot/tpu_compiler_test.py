@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 import autoshard
 import models
-from autoshard.aot import tpu_devices
+from autoshard import aot
 
 pytestmark = [
     pytest.mark.aot,
@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def compiled_text(rules: str, shape: tuple[int, int]) -> str:
-    mesh = Mesh(np.array(tpu_devices("v5e:2x4")).reshape(shape), ("data", "model"))
+    mesh = Mesh(np.array(aot.devices("v5e:2x4")).reshape(shape), ("data", "model"))
     spec = models.get("llama3_tiny", num_layers=1)
     compiled: Any = autoshard.compile(
         spec.build(), mesh, batch=spec.example_batch(8, 64), rules=rules, optimizer=optax.sgd(0.1)

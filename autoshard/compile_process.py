@@ -1,0 +1,127 @@
+"""A compiler in a process of its own: started, watched, ended.
+
+Request, reply and whatever the compiler prints go through files without a name, so that nothing is
+left on the disk however either process ends.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from autoshard.aot import TPU_ENVIRONMENT
+from autoshard.compile_messages import CompileReply, CompileRequest
+from autoshard.errors import CompileError
+
+_PROGRESS_INTERVAL_S = 1.0
+_LAST_LINES = 5
+_LAST_BYTES = 4000
+
+Progress = Callable[[float], None]
+
+
+def compile_isolated(
+    request: CompileRequest, timeout_s: float, progress: Progress | None = None
+) -> CompileReply:
+    """Compile in a new process, which is gone when this returns or raises.
+
+    Args:
+      request: what to compile.
+      timeout_s: seconds before it is ended.
+      progress: called about once a second with the seconds since the start.
+
+    Raises:
+      CompileError: the time is up, or the process ended without a reply.
+    """
+    with (
+        tempfile.TemporaryFile() as question,
+        tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as said,
+    ):
+        question.write(request.to_bytes())
+        question.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autoshard.compile_worker", str(answer.fileno())],
+            stdin=question,
+            stdout=said,
+            stderr=said,
+            pass_fds=(answer.fileno(),),
+            env=_environment(),
+            start_new_session=True,
+        )
+        try:
+            _wait(process, request.topology, timeout_s, progress)
+        finally:
+            _end(process)
+        if process.returncode:
+            raise CompileError(_epitaph(request.topology, process.returncode, said))
+        answer.seek(0)
+        try:
+            return CompileReply.from_bytes(answer.read())
+        except ValueError as error:
+            raise CompileError(
+                f"the process that compiled for {request.topology} left no whole reply ({error}): "
+                f"is the disk that holds {tempfile.gettempdir()} full?"
+            ) from error
+
+
+def _environment() -> dict[str, str]:
+    """The child's: this package importable, no accelerator looked for."""
+    root = str(Path(__file__).parents[1])
+    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {
+        **os.environ,
+        **TPU_ENVIRONMENT,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+def _wait(
+    process: subprocess.Popen[bytes], topology: str, timeout_s: float, progress: Progress | None
+) -> None:
+    start = time.monotonic()
+    while True:
+        left_s = start + timeout_s - time.monotonic()
+        try:
+            process.wait(max(0.0, min(left_s, _PROGRESS_INTERVAL_S)))
+            return
+        except subprocess.TimeoutExpired:
+            if left_s <= 0:
+                raise CompileError(
+                    f"compiling for {topology} was ended after {timeout_s:g} s: pass a larger "
+                    "timeout_s, or make the program smaller (stacked layers compile once)"
+                ) from None
+            if progress is not None:
+                progress(time.monotonic() - start)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and what it started, unless it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _epitaph(topology: str, code: int, said: IO[bytes]) -> str:
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += " (by the kernel, where memory ran out on this machine, or by someone)"
+        elif -code == signal.SIGABRT:
+            how += ", which is how the compiler says that it found a fault in itself"
+    else:
+        how = f"ended with status {code}"
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - _LAST_BYTES))
+    lines = said.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+    last = " | ".join(line.strip() for line in lines)
+    return (
+        f"the process that compiled for {topology} {how}; nothing was kept and this process goes "
+        f"on: try again, or with isolate=False to see all of it. It said last: {last or 'nothing'}"
+    )
