@@ -59,8 +59,8 @@ class _Name:
 def devices(topology: str) -> tuple[Any, ...]:
     """The devices of a topology, in its compiler's order.
 
-    On v5e, v5p and v6e a device is a chip; on v4 and tpu7x a chip shows as two devices, its cores.
-    The devices of several slices follow one another.
+    A device is a chip, on tpu7x half of one. Devices are in the order of their `id`: x fastest on a
+    torus (the dies of a tpu7x chip before that), the devices of several slices after one another.
 
     Args:
       topology: a TPU slice `v5p:4x4x4`, several of them `2x v5e:16x16`, GPUs a host by hosts
@@ -119,8 +119,11 @@ def _tpu_devices(name: _Name) -> tuple[Any, ...]:
     options: dict[str, Any] = {"num_slices": name.groups} if name.groups > 1 else {}
     if set(name.shape) == {1}:  # a host with one chip, where libtpu expects four
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if name.chip == "v4":  # else each of its two cores is a device
+        options["chip_config_name"] = "megacore"
     try:
-        return tuple(topologies.get_topology_desc(slice_name, platform="tpu", **options).devices)
+        found = topologies.get_topology_desc(slice_name, platform="tpu", **options).devices
+        return tuple(sorted(found, key=lambda device: int(device.id)))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise MeshError(
