@@ -47,3 +47,7 @@ class CheckpointError(AutoshardError):
 
 class CompileError(AutoshardError):
     """A compiler refuses a program, crashes, or takes too long."""
+
+
+class ReportError(AutoshardError):
+    """A report cannot be made, written or read: plotly or a file is missing, foreign or damaged."""

@@ -88,15 +88,15 @@ def test_wheel_names_its_licence_and_extras(wheel: zipfile.ZipFile) -> None:
     (name,) = (name for name in wheel.namelist() if name.endswith("dist-info/METADATA"))
     metadata = wheel.read(name).decode()
     assert "License-Expression: Apache-2.0" in metadata
-    for extra in ("docs", "experiments", "gpu", "test", "tpu"):
+    for extra in ("docs", "experiments", "gpu", "report", "test", "tpu"):
         assert f"Provides-Extra: {extra}\n" in metadata
 
 
 @pytest.mark.parametrize(
     ("files", "extras"),
     [
-        (("requirements.txt",), ("experiments",)),
-        (("requirements.txt", "requirements-test.txt"), ("experiments", "tpu", "test")),
+        (("requirements.txt",), ("experiments", "report")),
+        (("requirements.txt", "requirements-test.txt"), ("experiments", "report", "tpu", "test")),
     ],
 )
 def test_pins_meet_what_pyproject_asks_for(files: tuple[str, ...], extras: tuple[str, ...]) -> None:

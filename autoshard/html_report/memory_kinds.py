@@ -1,0 +1,51 @@
+"""HBM by kind: what the plan estimated and what the compiler allotted, in the same colours."""
+
+import dataclasses
+
+from autoshard.compile_report import CompileReport
+from autoshard.html_report import charts
+
+
+@dataclasses.dataclass(frozen=True)
+class KindBytes:
+    """Bytes a device of one kind; None where that side does not tell this kind apart."""
+
+    kind: str
+    color: str
+    estimated_bytes: int | None
+    compiled_bytes: int | None
+
+
+def memory_kinds(report: CompileReport) -> tuple[KindBytes, ...]:
+    """The kinds, those that stay between steps first.
+
+    The compiler knows inputs and temporaries, not parameters and gradients. Its inputs are the
+    training state and the batch, whose sizes on a device follow from their layout: what it
+    allots beyond them (padding to tiles) is a kind of its own. Gradients, gathered parameters and
+    activations are its temporaries.
+    """
+    estimate, memory = report.plan.cost.memory, report.memory
+    inputs = (
+        ("parameters", charts.BLUE, estimate.parameters_bytes),
+        ("optimizer state", charts.PURPLE, estimate.optimizer_bytes),
+        ("model state and batch", charts.SKY, estimate.other_bytes),
+    )
+    step = (
+        ("gradients", charts.GREEN, estimate.gradients_bytes),
+        ("parameters gathered for use", charts.BROWN, estimate.gathered_bytes),
+        ("activations", charts.ORANGE, estimate.activations_bytes),
+    )
+    if memory is None:
+        return tuple(KindBytes(*row, None) for row in (*inputs, *step))
+    rows, left = [], memory.arguments_bytes
+    for kind, color, size in inputs:
+        share = min(size, left)
+        rows.append(KindBytes(kind, color, size, share))
+        left -= share
+    rows.append(KindBytes("padding and other inputs", charts.GREY, None, left))
+    rows.extend(KindBytes(*row, None) for row in step)
+    new_outputs = memory.outputs_bytes - memory.aliased_bytes
+    rows.append(KindBytes("outputs that reuse no input", charts.SLATE, None, new_outputs))
+    temporaries = "temporaries (gradients, gathered parameters, activations, workspace)"
+    rows.append(KindBytes(temporaries, charts.PINK, None, memory.temporaries_bytes))
+    return tuple(row for row in rows if row.estimated_bytes or row.compiled_bytes)
