@@ -61,6 +61,8 @@ class MachineModel:
       coordinates: for each device, in the order of the mesh that the program was compiled for, its
         place along each of `axes`.
       efficiency: share of the peak that the matrix unit sustains, one figure for everything.
+      matrix_tile: side of the square tiles in which a matrix product is handed to the cores.
+      matrix_cores: cores that work on tiles side by side (streaming multiprocessors of a GPU).
     """
 
     name: str
@@ -75,6 +77,8 @@ class MachineModel:
     axes: tuple[Axis, ...]
     coordinates: tuple[tuple[int, ...], ...]
     efficiency: float = 1.0
+    matrix_tile: int = 128
+    matrix_cores: int = 1
 
     def flops_per_s(self, dtype: str) -> float:
         """Peak of the matrix unit for a dtype; of the widest type known where it is not listed."""

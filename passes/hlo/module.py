@@ -1,8 +1,8 @@
 """`HloModule`: a program after compilation, as data.
 
-    HloModule
-      Computation ...            the entry, loop bodies, fusions' insides, reductions
-        Instruction ...          in schedule order where the module is scheduled
+HloModule
+  Computation ...            the entry, loop bodies, fusions' insides, reductions
+    Instruction ...          in schedule order where the module is scheduled
 """
 
 from __future__ import annotations

@@ -94,10 +94,54 @@ def _attributes(text: str) -> dict[str, str]:
 
 
 class _Reader:
+    """Collects computations line by line; an instruction may go on over several lines."""
+
     def __init__(self) -> None:
         self.unknown: collections.Counter[str] = collections.Counter()
         self.computations: dict[str, Computation] = {}
         self.entry = ""
+        self.inside = False
+        self._name, self._is_entry = "", False
+        self._body: list[Instruction] = []
+        self._pending: list[str] = []
+        self._line = 0
+
+    def open(self, name: str, is_entry: bool) -> None:
+        self.inside, self._name, self._is_entry, self._body = True, name, is_entry, []
+
+    def take(self, line: str, number: int) -> None:
+        if line.rstrip() == "}":
+            self.close()
+        elif _INSTRUCTION.match(line):
+            self._flush()
+            self._pending, self._line = [line], number
+        elif self._pending:  # strings in attributes may hold line breaks
+            self._pending.append(line)
+        elif line.strip():
+            self.unknown["line that is no instruction"] += 1
+
+    def close(self) -> None:
+        self._flush()
+        self.inside = False
+        if not self._body:
+            self.unknown["empty computation"] += 1
+            return
+        computation = Computation(self._name, tuple(self._body), self._is_entry)
+        self.computations[self._name] = computation
+        if self._is_entry:
+            self.entry = self._name
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        text, self._pending = "\n".join(self._pending), []
+        try:
+            instruction = self.instruction(text, self._line)
+        except HloError as error:
+            self.unknown[f"line that cannot be read ({str(error).split(':')[0]})"] += 1
+            return
+        if instruction is not None:
+            self._body.append(instruction)
 
     def instruction(self, text: str, line: int) -> Instruction | None:
         match = _INSTRUCTION.match(text)
@@ -134,14 +178,6 @@ class _Reader:
             if array.dtype not in BITS:
                 self.unknown[f"type {array.dtype}"] += 1
 
-    def computation(self, name: str, is_entry: bool, body: list[Instruction]) -> None:
-        if not body:
-            self.unknown["empty computation"] += 1
-            return
-        self.computations[name] = Computation(name, tuple(body), is_entry)
-        if is_entry:
-            self.entry = name
-
 
 def _operands(opcode: str, inside: str) -> tuple[tuple[str, ...], str]:
     if opcode in ("constant", "parameter", "iota"):
@@ -174,38 +210,19 @@ def parse(text: str) -> HloModule:
     reader = _Reader()
     tables = SourceTables()
     name, attributes = "", dict[str, str]()
-    current: tuple[str, bool] | None = None
-    body: list[Instruction] = []
     for number, line in enumerate(text.splitlines(), 1):
-        if current is None:
-            header = _HEADER.match(line)
-            if line.startswith("HloModule "):
-                name, attributes = _module_line(line)
-            elif header is not None:
-                current, body = (header[2], bool(header[1])), []
-            elif not tables.feed(line) and line.strip():
-                reader.unknown["line outside computations"] += 1
-        elif line.startswith("}"):
-            reader.computation(*current, body)
-            current = None
-        elif line.strip():
-            _read_line(reader, line, number, body)
-    if current is not None:
+        if reader.inside:
+            reader.take(line, number)
+        elif header := _HEADER.match(line):
+            reader.open(header[2], bool(header[1]))
+        elif line.startswith("HloModule "):
+            name, attributes = _module_line(line)
+        elif not tables.feed(line) and line.strip():
+            reader.unknown["line outside computations"] += 1
+    if reader.inside:
         reader.unknown["computation cut off"] += 1
-        reader.computation(*current, body)
+        reader.close()
     return _finish(reader, name, attributes, tables.sources())
-
-
-def _read_line(reader: _Reader, line: str, number: int, body: list[Instruction]) -> None:
-    try:
-        instruction = reader.instruction(line, number)
-    except HloError as error:
-        reader.unknown[f"line that cannot be read ({str(error).split(':')[0]})"] += 1
-        return
-    if instruction is None:
-        reader.unknown["line that is no instruction"] += 1
-    else:
-        body.append(instruction)
 
 
 def _module_line(line: str) -> tuple[str, dict[str, str]]:

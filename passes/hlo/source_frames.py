@@ -6,7 +6,6 @@ FileLocations   1 {file_name_id=1 function_name_id=1 line=14 ...}
 StackFrames     2 {file_location_id=7 parent_frame_id=2}     the parent is frame 1: 1 stands for none
 """
 
-import pathlib
 import re
 from collections.abc import Mapping
 
@@ -14,14 +13,8 @@ _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _ENTRY = re.compile(r"^(\d{1,9}) (.*)$")
 _FIELD = re.compile(r"(\w+)=(\d{1,9})")
 
-# Code that calls the user's code, or that the user's code calls, rather than being it.
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_LIBRARIES = (
-    "/site-packages/",
-    "/dist-packages/",
-    "/lib/python",
-    *(f"{_ROOT}/{package}/" for package in ("autoshard", "passes", "experiments", "benchmarks")),
-)
+# A frame in one of these is not what a user can change.
+_LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python")
 
 
 class SourceTables:
@@ -44,9 +37,9 @@ class SourceTables:
         return True
 
     def sources(self) -> Mapping[int, str]:
-        """For each frame, the innermost frame of the user's as `file.py:line (function)`.
+        """For each frame, the innermost one outside installed libraries: `file.py:line (function)`.
 
-        Where all frames are of libraries, the innermost one of those.
+        Where all frames are in libraries, the innermost of those.
         """
         return {frame: self._source(frame) for frame in self._tables["StackFrames"]}
 

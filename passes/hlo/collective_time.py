@@ -1,0 +1,142 @@
+"""Seconds of a collective from its bytes, its algorithm and the links that it runs over.
+
+Models: on a torus every axis that a group spans is a ring used in both directions, and the axes
+work side by side ("How to Scale Your Model", chapter 3); behind a switch every device has a port.
+Where a group spans both, the inner fabric goes first and the outer one moves what is left, 1/n of
+the data (hierarchical algorithms, as NCCL's and Megascale's).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from passes.hlo.machine import Axis, Fabric, MachineModel
+from passes.hlo.replica_groups import Groups
+
+_MOST_GROUPS = 32  # groups of one collective are alike but where devices differ
+
+# Times the data crosses the group: once to gather or scatter, twice to reduce for all.
+_PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2, "collective-broadcast": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectiveTime:
+    """Seconds, and the names of the axes that are busy meanwhile."""
+
+    seconds: float
+    axes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extent:
+    """What a group takes of one axis: its places, and a device's one-way bandwidth along it."""
+
+    axis: Axis
+    places: int
+    bytes_per_s: float
+    hops: int
+
+
+def collective_time(
+    machine: MachineModel, kind: str, payload_bytes: float, groups: Groups
+) -> CollectiveTime:
+    """Time of one collective; the slowest of its groups.
+
+    Args:
+      machine: the model.
+      kind: as in `Collective`.
+      payload_bytes: a device's data, of the larger side.
+      groups: logical devices; pairs for a permute.
+    """
+    if kind == "collective-permute":
+        return _permute(machine, payload_bytes, groups)
+    worst, axes = 0.0, dict[str, None]()
+    for group in groups[:: max(1, len(groups) // _MOST_GROUPS)]:
+        extents = _extents(machine, group)
+        axes.update(dict.fromkeys(e.axis.name for e in extents))
+        worst = max(worst, _group_time(kind, payload_bytes, len(group), extents))
+    return CollectiveTime(worst, tuple(axes))
+
+
+def slices_time(machine: MachineModel, kind: str, payload_bytes: float) -> CollectiveTime:
+    """Time of a collective between slices: over the outermost axis, all its places."""
+    axis = machine.axes[0]
+    extent = _Extent(axis, axis.size, axis.bytes_per_s, 1)
+    scale = axis.size if kind == "all-gather" else 1  # what is sent is one slice's share
+    seconds = _group_time(kind, payload_bytes * scale, axis.size, [extent])
+    return CollectiveTime(seconds, (axis.name,))
+
+
+def _extents(machine: MachineModel, group: Sequence[int]) -> list[_Extent]:
+    """Axes that a group spans, innermost first."""
+    known = [d for d in group if d < len(machine.coordinates)]
+    found = []
+    for number, axis in reversed(list(enumerate(machine.axes))):
+        places = sorted({machine.coordinates[d][number] for d in known})
+        if len(places) < 2:
+            continue
+        link = axis.bytes_per_s
+        if axis.device_bytes_per_s:
+            link = min(axis.device_bytes_per_s[d] for d in known)
+        found.append(_extent(axis, places, link))
+    return found
+
+
+def _extent(axis: Axis, places: list[int], link: float) -> _Extent:
+    if axis.fabric is Fabric.SWITCH:
+        return _Extent(axis, len(places), link, 1)
+    stride = min(b - a for a, b in zip(places, places[1:], strict=False))
+    closed = axis.wraps and len(places) * stride == axis.size
+    # Rings with gaps share their links with the rings in the gaps; a line has one way out at its
+    # ends.
+    return _Extent(axis, len(places), (2 if closed else 1) * link / stride, stride)
+
+
+def _group_time(kind: str, payload: float, size: int, extents: Sequence[_Extent]) -> float:
+    torus = [e for e in extents if e.axis.fabric is Fabric.TORUS]
+    switches = [e for e in extents if e.axis.fabric is Fabric.SWITCH]
+    levels = ([torus] if torus else []) + [[e] for e in switches]
+    if math.prod(e.places for e in extents) != size:  # no sub-grid: a ring over the slowest axis
+        levels = [[min(extents, key=lambda e: e.bytes_per_s)]] if extents else []
+    seconds, inside = 0.0, 1
+    for level in levels:
+        width = math.prod(e.places for e in level) if len(levels) > 1 else size
+        rate = sum(e.bytes_per_s for e in level)
+        latency = sum(e.axis.latency_s * e.hops * (e.places - 1) for e in level)
+        moved = _moved(kind, payload / inside, width, level)
+        seconds += moved / rate + _PASSES.get(kind, 1) * latency
+        inside *= width
+    return seconds
+
+
+def _moved(kind: str, payload: float, width: int, level: Sequence[_Extent]) -> float:
+    """Bytes that a device sends through its links, one level of the hierarchy."""
+    share = payload * (width - 1) / width
+    if kind not in ("all-to-all", "ragged-all-to-all"):
+        return _PASSES.get(kind, 1) * share
+    if level[0].axis.fabric is Fabric.SWITCH:
+        return share
+    # On a ring of n used both ways a byte passes n / 4 links on average; the longest axis decides.
+    longest = max(e.places for e in level)
+    return payload * max(longest / 4, 1 - 1 / width)
+
+
+def _permute(machine: MachineModel, payload: float, pairs: Groups) -> CollectiveTime:
+    worst, axes = 0.0, dict[str, None]()
+    for source, target in pairs:
+        if source == target or max(source, target) >= len(machine.coordinates):
+            continue
+        seconds = 0.0
+        here, there = machine.coordinates[source], machine.coordinates[target]
+        for axis, a, b in zip(machine.axes, here, there, strict=True):
+            if a == b:
+                continue
+            axes[axis.name] = None
+            hops = 1 if axis.fabric is Fabric.SWITCH else abs(a - b)
+            if axis.fabric is Fabric.TORUS and axis.wraps:
+                hops = min(hops, axis.size - hops)
+            link = axis.device_bytes_per_s[source] if axis.device_bytes_per_s else axis.bytes_per_s
+            # Everybody moves as far, so a link carries the data of as many devices as hops.
+            seconds += hops * (payload / link + axis.latency_s)
+        worst = max(worst, seconds)
+    return CollectiveTime(worst, tuple(axes))

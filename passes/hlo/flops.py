@@ -1,0 +1,148 @@
+"""Floating-point operations of instructions, counted from shapes.
+
+A multiply-add is two. TPU fusions write batched products as convolutions whose batch is a padded
+window, so only window positions that fall on data are counted (as XLA's own cost analysis does).
+"""
+
+import math
+import re
+
+from passes.hlo.module import Computation, HloModule, Instruction
+from passes.hlo.shapes import Array, Shape, arrays
+
+_MAX_WINDOW = 1 << 16
+_MAX_DEPTH = 32
+
+
+def product_flops(module: HloModule, computation: Computation, i: Instruction) -> float:
+    """FLOPs of the matrix products and convolutions that one execution of `i` does.
+
+    Called computations (fusions, calls) are included; loops and conditionals are not.
+    """
+    return _flops(module, computation, i, 0)
+
+
+def _flops(module: HloModule, c: Computation, i: Instruction, depth: int) -> float:
+    if i.opcode == "dot":
+        return _dot(module, c, i)
+    if i.opcode == "convolution":
+        return _convolution(module, c, i)
+    if i.opcode in ("fusion", "call", "async-start") and depth < _MAX_DEPTH:
+        inner = (module.computations.get(name) for name in i.called[:1])
+        return sum(_flops(module, f, j, depth + 1) for f in inner if f for j in f.instructions)
+    return 0.0
+
+
+def product_dtype(module: HloModule, computation: Computation, i: Instruction) -> str:
+    """Element type that the largest product of an instruction multiplies; empty if it has none."""
+    best, size = "", -1.0
+    for c, product in products(module, computation, i):
+        operand = module.shape_of(c, product.operands[0]) if product.operands else None
+        flops = _flops(module, c, product, 0)
+        if isinstance(operand, Array) and flops > size:
+            best, size = operand.dtype, flops
+    return best
+
+
+def products(
+    module: HloModule, computation: Computation, i: Instruction, depth: int = 0
+) -> list[tuple[Computation, Instruction]]:
+    """(computation, instruction) of every product and convolution that `i` contains."""
+    if i.opcode in ("dot", "convolution"):
+        return [(computation, i)]
+    if i.opcode not in ("fusion", "call", "async-start") or depth >= _MAX_DEPTH:
+        return []
+    inner = (module.computations.get(name) for name in i.called[:1])
+    return [
+        p for c in inner if c for j in c.instructions for p in products(module, c, j, depth + 1)
+    ]
+
+
+def _dot(module: HloModule, c: Computation, i: Instruction) -> float:
+    left = module.shape_of(c, i.operands[0]) if i.operands else None
+    if not isinstance(left, Array) or not isinstance(i.shape, Array):
+        return 0.0
+    contracted = [d for d in i.ints("lhs_contracting_dims") if d < len(left.dims)]
+    return 2.0 * i.shape.size * math.prod(left.dims[d] for d in contracted)
+
+
+_WINDOW = re.compile(r"(\w+)=([\d_x-]{1,400})")
+
+
+def _convolution(module: HloModule, c: Computation, i: Instruction) -> float:
+    shapes: list[Shape] = [module.shape_of(c, name) for name in i.operands[:2]]
+    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", i.attributes.get("dim_labels", ""))
+    if labels is None or len(shapes) < 2:
+        return 0.0
+    left, kernel, out = shapes[0], shapes[1], i.shape
+    if not (isinstance(left, Array) and isinstance(kernel, Array) and isinstance(out, Array)):
+        return 0.0
+    left_label, kernel_label, out_label = labels.groups()
+    if any(
+        len(a.dims) != len(b) for a, b in zip((left, kernel, out), labels.groups(), strict=True)
+    ):
+        return 0.0
+    window = dict(_WINDOW.findall(i.attributes.get("window", "")))
+    flops = 2.0 * out.dims[out_label.index("b")] * out.dims[out_label.index("f")]
+    flops *= kernel.dims[kernel_label.index("i")]
+    groups = i.ints("batch_group_count")
+    for number, digit in enumerate(sorted(ch for ch in out_label if ch.isdigit())):
+        if digit not in left_label or digit not in kernel_label:
+            return 0.0
+        flops *= _valid_positions(
+            left.dims[left_label.index(digit)],
+            kernel.dims[kernel_label.index(digit)],
+            out.dims[out_label.index(digit)],
+            window,
+            number,
+        )
+    return flops / (groups[0] if groups and groups[0] else 1)
+
+
+def _entry(window: dict[str, str], key: str, number: int, default: str) -> str:
+    parts = window.get(key, "").split("x")
+    return parts[number] if number < len(parts) and parts[number] else default
+
+
+def _number(text: str) -> int:
+    digits = text.removeprefix("-")
+    return int(text) if digits.isdigit() and len(digits) < 12 else 0
+
+
+def _valid_positions(
+    size: int, kernel: int, out: int, window: dict[str, str], number: int
+) -> float:
+    """(output, kernel) index pairs of one dimension that meet an element of the input."""
+    low = _number(_entry(window, "pad", number, "0_0").split("_")[0])
+    stride = max(1, _number(_entry(window, "stride", number, "1")))
+    left_dilation = max(1, _number(_entry(window, "lhs_dilate", number, "1")))
+    right_dilation = max(1, _number(_entry(window, "rhs_dilate", number, "1")))
+    if kernel > _MAX_WINDOW or not size:
+        return float(out) * min(kernel, size)
+    last = (size - 1) * left_dilation
+    count = 0
+    for k in range(kernel):
+        offset = k * right_dilation - low  # of the dilated input, at output 0
+        first = max(0, -(-(-offset) // stride))
+        final = min(out - 1, (last - offset) // stride)
+        if final < first:
+            continue
+        if left_dilation == 1:
+            count += final - first + 1
+        else:
+            period = left_dilation // math.gcd(left_dilation, stride)
+            hit = next(
+                (
+                    o
+                    for o in range(first, first + period)
+                    if (o * stride + offset) % left_dilation == 0
+                ),
+                None,
+            )
+            count += 0 if hit is None or hit > final else (final - hit) // period + 1
+    return float(count)
+
+
+def elements(shape: Shape) -> int:
+    """Number of elements of all arrays of a shape."""
+    return sum(array.size for array in arrays(shape))

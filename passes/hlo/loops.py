@@ -1,0 +1,105 @@
+"""How often loops run.
+
+CPU and GPU compilers write `known_trip_count`; libtpu does not, so that it is derived: of the
+values that a loop carries, one changes by a constant step and decides the condition.
+"""
+
+import re
+
+from passes.hlo.module import Computation, HloModule, Instruction
+from passes.hlo.scalars import Evaluator, Value
+
+_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d{1,15})"')
+_MOST_TRIPS = 1 << 40
+_MAX_CARRIED = 2000
+
+
+def trip_count(module: HloModule, computation: Computation, loop: Instruction) -> int | None:
+    """How often the body of a `while` runs; None where it cannot be told.
+
+    Args:
+      module: the program.
+      computation: where the loop stands.
+      loop: the `while` instruction.
+    """
+    known = _KNOWN.search(loop.attributes.get("backend_config", ""))
+    if known is not None:
+        return int(known[1])
+    names = [loop.attributes.get(key, "").lstrip("%") for key in ("condition", "body")]
+    condition, body = (module.computations.get(name) for name in names)
+    start = computation.by_name.get(loop.operands[0]) if loop.operands else None
+    if condition is None or body is None or start is None:
+        return None
+    evaluator = Evaluator(module)
+    initial = evaluator.operand(computation, start.name)
+    wanted = _elements_used(condition)
+    if not isinstance(initial, tuple) or len(initial) > _MAX_CARRIED:
+        return None
+    values: list[Value] = [v if isinstance(v, int) else None for v in initial]
+    steps = {e: _step(evaluator, body, values, e) for e in wanted if e < len(values)}
+    moving = [e for e, step in steps.items() if step]
+    if len(moving) != 1 or None in steps.values():
+        return None
+    return _first_failure(evaluator, condition, values, moving[0], steps[moving[0]] or 0)
+
+
+def _elements_used(condition: Computation) -> list[int]:
+    """Numbers of the carried values that a condition reads."""
+    parameter = condition.parameters.get(0)
+    if parameter is None:
+        return []
+    found = [
+        i.ints("index")[0]
+        for i in condition.instructions
+        if i.opcode == "get-tuple-element" and parameter.name in i.operands and i.ints("index")
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _step(evaluator: Evaluator, body: Computation, values: list[Value], element: int) -> int | None:
+    """By how much an iteration changes a carried value; None where that is no constant."""
+    start = values[element]
+    root = body.root
+    if not isinstance(start, int):
+        return None
+    while root.opcode in ("copy", "bitcast") and root.operands and root.operands[0] in body.by_name:
+        root = body.by_name[root.operands[0]]
+    if root.opcode != "tuple" or element >= len(root.operands):
+        return None
+    found = set()
+    for offset in (0, 1, 5):
+        arguments = {0: tuple(v if e != element else start + offset for e, v in enumerate(values))}
+        after = evaluator.operand(body, root.operands[element], arguments)
+        if not isinstance(after, int):
+            return None
+        found.add(after - start - offset)
+    return found.pop() if len(found) == 1 else None
+
+
+def _first_failure(
+    evaluator: Evaluator, condition: Computation, values: list[Value], element: int, step: int
+) -> int | None:
+    """The first iteration at which the condition does not hold; it is taken to be monotonic."""
+    start = values[element]
+    if not isinstance(start, int):
+        return None
+
+    def holds(iteration: int) -> Value:
+        now = tuple(v if e != element else start + iteration * step for e, v in enumerate(values))
+        return evaluator.root(condition.name, {0: now})
+
+    low, high = -1, 1
+    while (held := holds(high - 1)) == 1:
+        low, high = high - 1, high * 2
+        if high > _MOST_TRIPS:
+            return None
+    if held is None:
+        return None
+    high -= 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle) == 1:
+            low = middle
+        else:
+            high = middle
+    return high
