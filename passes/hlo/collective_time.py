@@ -7,8 +7,9 @@ the data (hierarchical algorithms, as NCCL's and Megascale's).
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from passes.hlo.machine import Axis, Fabric, MachineModel
 from passes.hlo.replica_groups import Groups
@@ -21,10 +22,22 @@ _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2, "collective-br
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveTime:
-    """Seconds, and the names of the axes that are busy meanwhile."""
+    """What a collective takes.
+
+    Attributes:
+      seconds: from its begin to its end, undisturbed.
+      axes: names of the axes that it runs over.
+      links: the directions of those axes that are busy meanwhile, as `x+` and `x-`. Rings use
+        both; a permute that shifts one way leaves the other free.
+    """
 
     seconds: float
     axes: tuple[str, ...]
+    links: tuple[str, ...]
+
+
+def _both(axes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(axis + sign for axis in axes for sign in "+-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +68,7 @@ def collective_time(
         extents = _extents(machine, group)
         axes.update(dict.fromkeys(e.axis.name for e in extents))
         worst = max(worst, _group_time(kind, payload_bytes, len(group), extents))
-    return CollectiveTime(worst, tuple(axes))
+    return CollectiveTime(worst, tuple(axes), _both(axes))
 
 
 def slices_time(machine: MachineModel, kind: str, payload_bytes: float) -> CollectiveTime:
@@ -64,7 +77,7 @@ def slices_time(machine: MachineModel, kind: str, payload_bytes: float) -> Colle
     extent = _Extent(axis, axis.size, axis.bytes_per_s, 1)
     scale = axis.size if kind == "all-gather" else 1  # what is sent is one slice's share
     seconds = _group_time(kind, payload_bytes * scale, axis.size, [extent])
-    return CollectiveTime(seconds, (axis.name,))
+    return CollectiveTime(seconds, (axis.name,), _both((axis.name,)))
 
 
 def _extents(machine: MachineModel, group: Sequence[int]) -> list[_Extent]:
@@ -85,7 +98,7 @@ def _extents(machine: MachineModel, group: Sequence[int]) -> list[_Extent]:
 def _extent(axis: Axis, places: list[int], link: float) -> _Extent:
     if axis.fabric is Fabric.SWITCH:
         return _Extent(axis, len(places), link, 1)
-    stride = min(b - a for a, b in zip(places, places[1:], strict=False))
+    stride = min(b - a for a, b in itertools.pairwise(places))
     closed = axis.wraps and len(places) * stride == axis.size
     # Rings with gaps share their links with the rings in the gaps; a line has one way out at its
     # ends.
@@ -122,7 +135,8 @@ def _moved(kind: str, payload: float, width: int, level: Sequence[_Extent]) -> f
 
 
 def _permute(machine: MachineModel, payload: float, pairs: Groups) -> CollectiveTime:
-    worst, axes = 0.0, dict[str, None]()
+    """Everybody moves as far, so a link carries the data of as many devices as hops."""
+    worst, axes, links = 0.0, dict[str, None](), dict[str, None]()
     for source, target in pairs:
         if source == target or max(source, target) >= len(machine.coordinates):
             continue
@@ -131,12 +145,21 @@ def _permute(machine: MachineModel, payload: float, pairs: Groups) -> Collective
         for axis, a, b in zip(machine.axes, here, there, strict=True):
             if a == b:
                 continue
-            axes[axis.name] = None
-            hops = 1 if axis.fabric is Fabric.SWITCH else abs(a - b)
-            if axis.fabric is Fabric.TORUS and axis.wraps:
-                hops = min(hops, axis.size - hops)
+            hops, sign = _route(axis, a, b)
+            axes[axis.name] = links[axis.name + sign] = None
             link = axis.device_bytes_per_s[source] if axis.device_bytes_per_s else axis.bytes_per_s
-            # Everybody moves as far, so a link carries the data of as many devices as hops.
             seconds += hops * (payload / link + axis.latency_s)
         worst = max(worst, seconds)
-    return CollectiveTime(worst, tuple(axes))
+    return CollectiveTime(worst, tuple(axes), tuple(links))
+
+
+def _route(axis: Axis, here: int, there: int) -> tuple[int, str]:
+    """Hops between two places of an axis, and in which direction."""
+    if axis.fabric is Fabric.SWITCH:
+        return 1, "+"
+    forward = there - here
+    if axis.wraps:
+        forward %= axis.size
+        if 2 * forward > axis.size:
+            forward -= axis.size
+    return abs(forward), "+" if forward > 0 else "-"

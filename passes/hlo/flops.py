@@ -123,7 +123,7 @@ def _valid_positions(
     count = 0
     for k in range(kernel):
         offset = k * right_dilation - low  # of the dilated input, at output 0
-        first = max(0, -(-(-offset) // stride))
+        first = max(0, -(offset // stride))
         final = min(out - 1, (last - offset) // stride)
         if final < first:
             continue

@@ -86,7 +86,9 @@ def _mesh_groups(axes: str, rest: str, text: str) -> Groups:
         if ids.size != math.prod(sizes):
             raise HloError(f"replica groups {text[:80]} have {ids.size} device ids")
     used = {n: (int(p or 1), int(s) if s else None) for n, p, s in _USED.findall(braces[1])}
-    refined, kept, grouped = [], [], []
+    refined: list[int] = []
+    kept: list[int] = []
+    grouped: list[int] = []
     for name, size in zip(names, sizes, strict=True):
         for part, inside in _split(name, size, used):
             (grouped if inside else kept).append(len(refined))

@@ -73,6 +73,13 @@ class Walk:
     starts_s: tuple[float, ...]
 
 
+def _stream(time: CollectiveTime) -> str:
+    """Where a collective is shown: `x, y` where it takes both directions, `x+` where only one."""
+    if len(time.links) == 1:
+        return time.links[0]
+    return ", ".join(time.axes) or "interconnect"
+
+
 @dataclasses.dataclass
 class _Pending:
     end_s: float
@@ -173,11 +180,11 @@ class _Walker:
             self._wait(collective.key)
             return
         time = self._collective_time(collective)
-        begin, end = self._start(time.axes or ("interconnect",), time.seconds)
+        begin, end = self._start(time.links, time.seconds)
         whole = collective.phase is Phase.WHOLE
         event = Event(
-            i, time.axes[-1] if time.axes else "interconnect", begin, end,
-            collective=collective, axes=time.axes, exposed_s=end - self.now if whole else 0.0,
+            i, _stream(time), begin, end, collective=collective, axes=time.axes,
+            exposed_s=end - self.now if whole else 0.0,
         )  # fmt: skip
         self.events.append(event)
         if whole:

@@ -3,7 +3,7 @@
 FileNames       1 "train.py"
 FunctionNames   1 "loss"
 FileLocations   1 {file_name_id=1 function_name_id=1 line=14 ...}
-StackFrames     2 {file_location_id=7 parent_frame_id=2}     the parent is frame 1: 1 stands for none
+StackFrames     2 {file_location_id=7 parent_frame_id=2}     its parent is frame 1; 1 is none
 """
 
 import re
