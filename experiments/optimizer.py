@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import optax
 
-from experiments.config import TrainConfig
+from experiments.model_settings import ModelSettings
 
 CLIP_NORM = 1.0
 # What the cosine ends at, of the peak.
 FINAL_FRACTION = 0.1
 
 
-def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
+def learning_rate_schedule(config: ModelSettings) -> optax.Schedule:
     """Learning rate by update: linear to the peak, then a cosine to a tenth of it at the last."""
     warmup = config.steps // 10 if config.warmup_steps is None else config.warmup_steps
     peak = config.learning_rate
@@ -26,7 +26,7 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(config: ModelSettings) -> optax.GradientTransformation:
     """AdamW; only arrays of two or more dimensions decay, gradients are clipped by global norm."""
     return optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),

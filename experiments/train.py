@@ -24,18 +24,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 
 import autoshard
 import models
 from autoshard.errors import AutoshardError
-from experiments import config as config_lib
-from experiments import data, devices
-from experiments.config import ConfigError, TrainConfig, define_flags, from_flags
+from experiments import data, devices, flag_fields
+from experiments.config import TrainConfig
 from experiments.data import BatchStream, Dataset
+from experiments.flag_fields import ConfigError, define_flags, from_flags
 from experiments.interrupts import stop_on_signals
 from experiments.metrics import CURVE, MetricsWriter, draw_loss_curve
+from experiments.model_settings import batch_specs, model_spec
 from experiments.optimizer import make_optimizer
 from experiments.progress import make_reporter
 from experiments.resume import open_checkpoints, start_state
@@ -75,35 +75,6 @@ def run(config: TrainConfig) -> Outcome:
             checkpoints.wait()
         conclude(parts, outcome)
     return outcome
-
-
-def model_spec(config: TrainConfig) -> models.ModelSpec:
-    """The model that the flags name, overrides applied.
-
-    Raises:
-      ConfigError: the model refuses a value.
-    """
-    overrides = config.overrides
-    if config.pad_vocab:
-        overrides["pad_vocab_to"] = config.pad_vocab
-    try:
-        return models.get(config.model, **overrides)
-    except (models.UnknownModelError, models.UnknownFieldError):
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"Model {config.model!r}: {error}") from error
-
-
-def batch_specs(config: TrainConfig, spec: models.ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of one batch.
-
-    Raises:
-      ConfigError: the model does not take such a batch.
-    """
-    try:
-        return dict(spec.example_batch(config.batch_size, config.seq_len))
-    except ValueError as error:
-        raise ConfigError(f"Model {config.model!r}: {error}") from error
 
 
 def make_dataset(config: TrainConfig, spec: models.ModelSpec) -> Dataset:
@@ -183,7 +154,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     try:
         if len(argv) > 1:
             raise ConfigError(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
-        run(from_flags(flag_values))
+        run(from_flags(TrainConfig, flag_values))
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_DIVERGED
@@ -201,6 +172,6 @@ def quiet_main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(config_lib)  # So that --help shows them.
+    define_flags(TrainConfig)
+    flags.adopt_module_key_flags(flag_fields)  # So that --help shows them.
     app.run(quiet_main)

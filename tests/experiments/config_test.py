@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 from autoshard.errors import MeshError
 from experiments import devices
-from experiments.config import ConfigError, TrainConfig, define_flags, from_flags, parse_overrides
+from experiments.config import TrainConfig
+from experiments.flag_fields import ConfigError, define_flags, from_flags
+from experiments.model_settings import parse_overrides
 from experiments.optimizer import learning_rate_schedule, make_optimizer
 
 
 def parse(*arguments: str) -> TrainConfig:
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(TrainConfig, values)
     values(["train", *arguments])
-    return from_flags(values)
+    return from_flags(TrainConfig, values)
 
 
 def test_defaults_are_the_dataclass():

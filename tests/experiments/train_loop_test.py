@@ -19,10 +19,12 @@ import autoshard
 from autoshard.checkpoint import Checkpointer
 from autoshard.errors import CheckpointError, PlanError
 from experiments import data, devices, train
-from experiments.config import ConfigError, TrainConfig, define_flags
+from experiments.config import TrainConfig
 from experiments.data import BatchStream, DataError
+from experiments.flag_fields import ConfigError, define_flags
 from experiments.interrupts import stop_on_signals
 from experiments.metrics import ROWS, MetricsWriter, draw_loss_curve, read_rows
+from experiments.model_settings import batch_specs, model_spec
 from experiments.progress import LineReporter
 from experiments.resume import open_checkpoints, start_state
 from experiments.train_loop import DivergedError, Ending, Outcome, Run
@@ -273,7 +275,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, stand_in):
 
 def main(*arguments: str) -> int:
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(TrainConfig, values)
     return train.main(values(["train", *arguments]), values)
 
 
@@ -320,26 +322,24 @@ def test_models_of_images_and_vectors_have_data(tmp_path):
     for model, key in (("mlp", "x"), ("vit_tiny", "image")):
         config = TrainConfig(model=model, batch_size=4)
         with contextlib.suppress(train.models.UnknownModelError):
-            dataset = train.make_dataset(config, train.model_spec(config))
+            dataset = train.make_dataset(config, model_spec(config))
             batch = next(BatchStream(dataset.train, 4, 0))
-            specs = train.batch_specs(config, train.model_spec(config))
+            specs = batch_specs(config, model_spec(config))
             assert {k: v.shape for k, v in batch.items()} == {k: v.shape for k, v in specs.items()}
             assert key in batch
     with pytest.raises(ConfigError, match="seq_len"):
         train.make_dataset(
-            TrainConfig(model="mlp", seq_len=8), train.model_spec(TrainConfig(model="mlp"))
+            TrainConfig(model="mlp", seq_len=8), model_spec(TrainConfig(model="mlp"))
         )
     with pytest.raises(DataError, match="--data"):
-        train.make_dataset(
-            TrainConfig(model="mlp", data="*"), train.model_spec(TrainConfig(model="mlp"))
-        )
+        train.make_dataset(TrainConfig(model="mlp", data="*"), model_spec(TrainConfig(model="mlp")))
 
 
 def test_the_vocabulary_is_padded_on_request():
-    spec = train.model_spec(TrainConfig(model="gpt2_tiny", pad_vocab=96))
+    spec = model_spec(TrainConfig(model="gpt2_tiny", pad_vocab=96))
     assert getattr(spec.config, "padded_vocab_size") == 288  # noqa: B009
     with pytest.raises(train.models.UnknownFieldError, match="pad_vocab_to"):
-        train.model_spec(TrainConfig(model="mlp", pad_vocab=96))
+        model_spec(TrainConfig(model="mlp", pad_vocab=96))
 
 
 def test_opening_and_starting_without_checkpoints(tmp_path):
