@@ -24,7 +24,7 @@ from autoshard.losses import Loss, default_loss
 from autoshard.plan import Plan
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
-from autoshard.topology import resolve
+from autoshard.target import resolve
 from passes.program import Role
 
 TASKS = ("train", "eval")

@@ -12,7 +12,7 @@ from autoshard.errors import ModelError, PlanError
 from autoshard.lower import partition_spec
 from autoshard.plan import Plan
 from autoshard.report import MemoryReport, memory_report
-from autoshard.topology import Target
+from autoshard.target import Target
 from autoshard.trace import abstract, trace_function
 from passes.program import Role
 

@@ -1,7 +1,7 @@
 """A model compiled for a mesh: what `autoshard.compile` returns for a Flax model."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,14 +13,20 @@ from jax.sharding import Mesh
 from autoshard import lower as lowering
 from autoshard import planning
 from autoshard.adapters import ModelFunctions, path_name
+from autoshard.compile_process import Progress
+from autoshard.compile_report import CompileReport
+from autoshard.compiling import DEFAULT_TIMEOUT_S, compile_program
 from autoshard.errors import BatchError, ModelError, PlanError
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
+from autoshard.model_flops import model_flops
+from autoshard.named_dims import analyse
 from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.report import MemoryReport, memory_report
+from autoshard.reporting import ReportInputs, make_report
 from autoshard.state import TrainState
-from autoshard.topology import Target, check_context
+from autoshard.target import Target, check_context
 from autoshard.trace import TracedModel, abstract, trace_model
 from passes.program import Role
 
@@ -71,6 +77,7 @@ class CompiledModel:
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._batch_shardings: dict[Any, Any] = {}
         self._initialise: Callable[[Any], TrainState] | None = None
+        self._report: CompileReport | None = None
         if batch is not None:
             self._plan_for(batch)
 
@@ -147,7 +154,7 @@ class CompiledModel:
         elif batch is not None:
             self._check_batch(batch)
         ready = self._ready()
-        self._recipe.target.check_runnable()
+        self._recipe.target.check_runnable(self.plan.mesh)
         check_context()
         key = _as_key(rng)
         sharding = self.state_sharding
@@ -195,6 +202,57 @@ class CompiledModel:
         return self._lower(
             "step" if self._recipe.optimizer is not None else "eval", self._ready().traced
         )
+
+    @property
+    def report(self) -> CompileReport:
+        """What the target's compiler makes of the plan; see `compile_report`. Made once."""
+        if self._report is None:
+            self._report = self.compile_report()
+        return self._report
+
+    def compile_report(
+        self,
+        *,
+        cache: bool = True,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        progress: Progress | None = None,
+        compiler_options: Mapping[str, Any] | None = None,
+        command: str = "",
+    ) -> CompileReport:
+        """Compile the step for the target, here or not, and simulate its schedule.
+
+        A program that does not fit is a report, too: its `out_of_memory` says what is needed.
+
+        Args:
+          cache: whether results are kept on disk, and taken from there.
+          timeout_s: seconds before the compiler is ended.
+          progress: called about once a second with the seconds since the start.
+          compiler_options: for the compiler, by name.
+          command: a shell command that makes the report again, for the report to show.
+
+        Raises:
+          CompileError: the compiler refuses the program, crashes, or takes too long.
+          DeviceError: the compiler of the target is not installed.
+          MeshError: nothing is known of the target's chips.
+        """
+        ready, recipe = self._ready(), self._recipe
+        inputs = ReportInputs(
+            plan=ready.plan,
+            topology=recipe.target.topology,
+            machine=recipe.target.machine(ready.plan.mesh),
+            model_flops=model_flops(analyse(ready.traced.program), recipe.optimizer is not None),
+            compute_dtype=recipe.precision.compute or "",
+            command=command,
+        )
+        program = compile_program(
+            self.lower(),
+            topology=recipe.target.topology.compiler_name,
+            devices=tuple(self.mesh.devices.flat),
+            compiler_options=compiler_options,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
+        return make_report(inputs, program)
 
     def memory_report(self) -> MemoryReport:
         """The compiler's memory figures beside the plan's. Compiles the step if it is not yet."""
@@ -245,7 +303,7 @@ class CompiledModel:
         batch = self._global(batch)
         if self._planned is None:
             self._plan_for(batch)
-        self._recipe.target.check_runnable()
+        self._recipe.target.check_runnable(self.plan.mesh)
         check_context()
         _check_alive(state)
         executable = self._executable(kind, batch)

@@ -12,7 +12,7 @@ from autoshard.plan import Plan, identify, make_plan
 from autoshard.rule_sets.base import RuleSet, Subject
 from autoshard.search import Question, search
 from autoshard.structure import find_structure
-from autoshard.topology import Target
+from autoshard.target import Target
 from autoshard.trace import gradient_program
 from autoshard.validate import validate
 from passes.program import Program

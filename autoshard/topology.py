@@ -1,18 +1,12 @@
-"""Machines and meshes: what `compile`'s second argument may be."""
+"""`Topology`: a machine, whether it is here or not."""
 
 import dataclasses
 import math
 import re
-from typing import Any
-
-import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from autoshard import chips, networks
 from autoshard.chip import Chip
-from autoshard.errors import DeviceError, MeshError
-from autoshard.mesh_shape import MeshShape, SplitMesh
+from autoshard.errors import MeshError
 from autoshard.networks import Network
 from autoshard.slice_shapes import check_slice_shape, format_shape, wraps
 
@@ -76,6 +70,16 @@ class Topology:
     def slice_name(self) -> str:
         """One slice as libtpu names it, such as `v5p:4x4x4`; of GPUs, the whole machine."""
         return f"{self.known_chip.name}:{format_shape(self.shape)}"
+
+    @property
+    def compiler_name(self) -> str:
+        """What to compile for: the machine as a compiler knows it, without the user's network."""
+        if self.network is None or not self.network.groups:
+            return str(dataclasses.replace(self, network=None))
+        chip = self.known_chip
+        per_host = self.network.groups[0].chips_per_host
+        hosts = sum(group.hosts for group in self.network.groups)
+        return f"{chip.name}:{per_host}x{hosts}"
 
     @property
     def known_chip(self) -> Chip:
@@ -151,149 +155,3 @@ def _of_network(network: Network) -> Topology:
         network.slices,
         network,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Where a program is to run.
-
-    Attributes:
-      topology: the machine.
-      shapes: the mesh shapes to choose from; one, unless the user left the mesh open.
-      devices: the devices in mesh order, or None when they are not here.
-    """
-
-    topology: Topology
-    shapes: tuple[MeshShape, ...]
-    devices: tuple[Any, ...] | None
-
-    def mesh(self, split: SplitMesh) -> Mesh:
-        """The mesh of real devices, with the parts of `split` as axes, all of them Auto.
-
-        Raises:
-          DeviceError: the devices are not in this process.
-        """
-        refined = split.refined
-        if self.devices is None:
-            raise DeviceError(
-                f"the plan is for {self.topology} ({split.shape}), and this process has "
-                f"{_here()}: `plan`, `report` and `lower()` work, `init` and `step` need the "
-                f"devices{self._way_here(refined.device_count)}"
-            )
-        return Mesh(
-            np.array(self.devices, dtype=object).reshape(refined.sizes),
-            refined.names,
-            axis_types=(AxisType.Auto,) * len(refined.names),
-        )
-
-    def _way_here(self, count: int) -> str:
-        if self.topology.platform != "cpu":
-            return ""
-        flag = f"--xla_force_host_platform_device_count={count}"
-        return f": on CPU set XLA_FLAGS={flag} before jax starts"
-
-    def check_runnable(self) -> None:
-        """Raises DeviceError if the devices are only there to compile for."""
-        if self.devices is None:
-            return  # `mesh` says so, with the way out
-        try:
-            here = set(jax.devices(self.topology.platform))
-        except RuntimeError:
-            here = set()
-        if not here.issuperset(self.devices):
-            count, platform = len(self.devices), self.topology.platform
-            raise DeviceError(
-                f"this process cannot run on {count} {platform} devices of the mesh, it has "
-                f"{_here()}: `plan`, `lower()` and `memory_report()` work; "
-                "to run, give a mesh of jax.devices()"
-            )
-
-
-def _here() -> str:
-    devices = jax.devices()
-    return f"{len(devices)} {devices[0].platform} device(s)"
-
-
-def factorisations(count: int, slices: int = 1) -> tuple[MeshShape, ...]:
-    """All `data x model` shapes of `count` devices; only `data` crosses slices."""
-    return tuple(
-        MeshShape(("data", "model"), (count // m, m))
-        for m in range(1, count + 1)
-        if count % m == 0 and (count // m) % slices == 0
-    )
-
-
-def resolve(mesh: Any) -> Target:
-    """What the user means by a mesh.
-
-    Args:
-      mesh: a `jax.sharding.Mesh` (its axis types are ignored: the planner works with Auto axes), a
-        `MeshShape`, a `Topology`, or a string: `v5p:4x4x4` (the planner chooses the shape),
-        `v5p:4x4x4 data=16,model=4`, or `data=2,model=4` (over the devices of this process).
-
-    Raises:
-      MeshError: the argument is none of these, or the axes do not have as many devices as the
-        topology.
-    """
-    if isinstance(mesh, Mesh):
-        shape = MeshShape(tuple(str(n) for n in mesh.axis_names), tuple(mesh.devices.shape))
-        devices = tuple(mesh.devices.flat)
-        return Target(Topology(devices[0].platform, len(devices)), (shape,), devices)
-    if isinstance(mesh, str):
-        both = re.fullmatch(r"(.*?(?::\S+|\.toml))\s+(\S.*)", mesh.strip())
-        if both is not None:
-            return _pinned(Topology.parse(both[1]), MeshShape.parse(both[2]))
-        mesh = MeshShape.parse(mesh) if "=" in mesh else Topology.parse(mesh)
-    if isinstance(mesh, MeshShape):
-        topology = Topology(jax.default_backend(), mesh.device_count)
-        return Target(topology, (mesh,), _local(topology))
-    if isinstance(mesh, Topology):
-        return Target(mesh, factorisations(mesh.device_count, mesh.slices), _local(mesh))
-    raise MeshError(
-        f"a mesh of type {type(mesh).__name__} is not understood: pass a jax.sharding.Mesh, a "
-        "Topology, 'cpu:8' or 'data=2,model=4'"
-    )
-
-
-def _pinned(topology: Topology, shape: MeshShape) -> Target:
-    if shape.device_count != topology.device_count:
-        raise MeshError(
-            f"mesh {shape} has {shape.device_count} devices and {topology} has "
-            f"{topology.device_count}: the axes' product must be {topology.device_count}, such as "
-            f"{_example_shape(shape, topology.device_count)}"
-        )
-    return Target(topology, (shape,), _local(topology))
-
-
-def _example_shape(shape: MeshShape, count: int) -> MeshShape:
-    """The same axes over `count` devices: sizes kept from the last axis on, where they divide."""
-    sizes = list(shape.sizes)
-    for i in range(len(sizes) - 1, 0, -1):
-        sizes[i] = math.gcd(sizes[i], count)
-        count //= sizes[i]
-    return MeshShape(shape.names, (count, *sizes[1:]))
-
-
-def _local(topology: Topology) -> tuple[Any, ...] | None:
-    devices = jax.devices()
-    if devices[0].platform != topology.platform or len(devices) < topology.device_count:
-        return None
-    if topology.chip is not None and devices[0].device_kind not in topology.chip.device_kinds:
-        return None
-    return tuple(devices[: topology.device_count])
-
-
-def check_context() -> None:
-    """Raises MeshError inside `jax.set_mesh` of a mesh with Explicit axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    explicit = [
-        str(name)
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Explicit
-    ]
-    if explicit:
-        raise MeshError(
-            f"a mesh with Explicit axes ({', '.join(explicit)}) is set here by jax.set_mesh, and "
-            "the planner works with Auto axes: call autoshard outside that context, or make the "
-            "mesh with axis_types=(AxisType.Auto, ...)"
-        )

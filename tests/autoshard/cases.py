@@ -14,7 +14,7 @@ from autoshard.adapters import ModelFunctions
 from autoshard.compiled_model import CompiledModel, Recipe
 from autoshard.losses import default_loss
 from autoshard.precision import Precision
-from autoshard.topology import resolve
+from autoshard.target import resolve
 
 MESHES = {
     "8x1": "data=8,model=1",

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import autoshard
 from autoshard.mesh_shape import MeshShape, coalesce, prime_factors, rename, split_into_primes
-from autoshard.topology import Topology, factorisations, resolve
+from autoshard.target import factorisations, resolve
+from autoshard.topology import Topology
 
 
 @hypothesis.given(st.integers(1, 100_000))
