@@ -15,6 +15,7 @@ from autoshard import planning
 from autoshard.adapters import ModelFunctions, path_name
 from autoshard.compile_process import Progress
 from autoshard.compile_report import CompileReport
+from autoshard.compiled_program import CompiledProgram
 from autoshard.compiling import DEFAULT_TIMEOUT_S, compile_program
 from autoshard.errors import BatchError, ModelError, PlanError
 from autoshard.layouts import Layout
@@ -78,6 +79,7 @@ class CompiledModel:
         self._batch_shardings: dict[Any, Any] = {}
         self._initialise: Callable[[Any], TrainState] | None = None
         self._report: CompileReport | None = None
+        self._program: CompiledProgram | None = None
         if batch is not None:
             self._plan_for(batch)
 
@@ -244,7 +246,7 @@ class CompiledModel:
             compute_dtype=recipe.precision.compute or "",
             command=command,
         )
-        program = compile_program(
+        self._program = compile_program(
             self.lower(),
             topology=recipe.target.topology.compiler_name,
             devices=tuple(self.mesh.devices.flat),
@@ -252,7 +254,12 @@ class CompiledModel:
             timeout_s=timeout_s,
             progress=progress,
         )
-        return make_report(inputs, program)
+        return make_report(inputs, self._program)
+
+    @property
+    def compiled_program(self) -> CompiledProgram | None:
+        """The scheduled program of the last report, as text, with its memory; None before one."""
+        return self._program
 
     def memory_report(self) -> MemoryReport:
         """The compiler's memory figures beside the plan's. Compiles the step if it is not yet."""

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -88,6 +89,15 @@ def load_report(path: str | os.PathLike[str]) -> CompileReport:
             f"the report {path} is not JSON ({error}): it may have been cut off; make it again"
         ) from error
     return from_json(data, str(path))
+
+
+def is_report(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a report, damaged or not."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return re.search(rf'"format"\s*:\s*"{FORMAT}"', file.read(200)) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 class _DamageError(Exception):

@@ -11,11 +11,11 @@ import pathlib
 
 from autoshard.compile_report import CompileReport
 from autoshard.html_report.comparison import comparison_page
-from autoshard.html_report.document import write_file
+from autoshard.html_report.document import check_plotly, write_file
 from autoshard.html_report.single import page
 from autoshard.html_report.text_summary import summary
 
-__all__ = ["compare", "save", "summary"]
+__all__ = ["check_plotly", "compare", "save", "summary"]
 
 
 def save(report: CompileReport, path: str | os.PathLike[str]) -> None:

@@ -88,7 +88,11 @@ def kinds_chart(name: str, timelines: Sequence[tuple[str, Timeline]]) -> Chart:
     rows.sort(key=lambda pair: pair[1].kind)
     scale, unit = charts.scale_of(max((row.seconds for _, row in rows), default=0))
     parts = (
-        ("hidden behind computation", charts.SKY, [r.seconds - r.exposed_s for _, r in rows]),
+        (
+            "hidden behind computation",
+            charts.SKY,
+            [max(0.0, r.seconds - r.exposed_s) for _, r in rows],
+        ),
         ("exposed", charts.VERMILION, [r.exposed_s for _, r in rows]),
     )
     traces = tuple(

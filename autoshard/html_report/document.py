@@ -7,6 +7,7 @@ the scripts' hashes), so that nothing a model is named after can run, whatever i
 import base64
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,20 +20,25 @@ from autoshard.html_report.provenance import legend
 from autoshard.html_report.section import Section
 
 
+def check_plotly() -> None:
+    """Raises ReportError where pages cannot be made, before anything long is begun."""
+    if importlib.util.find_spec("plotly") is None:
+        raise ReportError(
+            "report.html draws its charts with plotly, which is not installed here: "
+            'pip install "autoshard[report]" (or: pip install plotly). The text summary and '
+            "report.json do without it"
+        )
+
+
 def plotly_script() -> str:
     """The source of plotly.js, from the `plotly` package.
 
     Raises:
       ReportError: it is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ReportError(
-            "report.html draws its charts with plotly, which is not installed here: "
-            'pip install "autoshard[report]" (or: pip install plotly). The text summary and '
-            "report.json do without it"
-        ) from error
+    check_plotly()
+    from plotly.offline import get_plotlyjs  # Slow, and of no use where no page is made.
+
     return str(get_plotlyjs())
 
 

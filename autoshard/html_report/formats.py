@@ -56,7 +56,9 @@ def format_by_unit(value: float | None, unit: str) -> str:
         return format_share(value)
     if unit == "count":
         return format_count(value)
-    return f"{format_si(value, '')}{unit}"
+    if unit.startswith("FLOP"):
+        return format_si(value, unit)
+    return f"{format_number(value)} {unit}"
 
 
 def format_number(value: float) -> str:

@@ -140,8 +140,8 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
             numbers=(1, 2),
         ),
         remark(
-            "The compiler tells inputs, outputs and temporaries apart; its inputs are split here "
-            "by the exact sizes of the plan's arrays on a device."
+            "The compiler tells inputs, outputs and temporaries apart, and pads arrays to tiles. "
+            "Gradients, gathered parameters and activations are among its temporaries."
         ),
     )
 

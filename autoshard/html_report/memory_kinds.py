@@ -20,11 +20,12 @@ def memory_kinds(report: CompileReport) -> tuple[KindBytes, ...]:
     """The kinds, those that stay between steps first.
 
     The compiler knows inputs and temporaries, not parameters and gradients. Its inputs are the
-    training state and the batch, whose sizes on a device follow from their layout: what it
-    allots beyond them (padding to tiles) is a kind of its own. Gradients, gathered parameters and
-    activations are its temporaries.
+    training state and the batch: where `report.comparisons` has their compiled bytes (padded to
+    tiles), those are shown, else the plan's, and what is left of the inputs is a kind of its own.
+    Gradients, gathered parameters and activations are its temporaries.
     """
     estimate, memory = report.plan.cost.memory, report.memory
+    compiled = {row.name: row.compiled for row in report.comparisons if row.unit == "bytes"}
     inputs = (
         ("parameters", charts.BLUE, estimate.parameters_bytes),
         ("optimizer state", charts.PURPLE, estimate.optimizer_bytes),
@@ -39,10 +40,11 @@ def memory_kinds(report: CompileReport) -> tuple[KindBytes, ...]:
         return tuple(KindBytes(*row, None) for row in (*inputs, *step))
     rows, left = [], memory.arguments_bytes
     for kind, color, size in inputs:
-        share = min(size, left)
+        found = compiled.get(kind)
+        share = min(size if found is None else int(found), left)
         rows.append(KindBytes(kind, color, size, share))
         left -= share
-    rows.append(KindBytes("padding and other inputs", charts.GREY, None, left))
+    rows.append(KindBytes("other inputs and padding", charts.GREY, None, left))
     rows.extend(KindBytes(*row, None) for row in step)
     new_outputs = memory.outputs_bytes - memory.aliased_bytes
     rows.append(KindBytes("outputs that reuse no input", charts.SLATE, None, new_outputs))

@@ -1,0 +1,62 @@
+"""The settings of planning: one frozen value, filled from flags once."""
+
+import dataclasses
+from typing import ClassVar
+
+from experiments.flag_fields import ConfigError, option
+from experiments.model_settings import ModelSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(ModelSettings):
+    """Settings of `python -m experiments.plan`; the help of each is its documentation."""
+
+    program: ClassVar[str] = "experiments.plan"
+
+    topology: str = option(
+        "",
+        "Machine to compile for, which need not be here: `v5p:4x4x4`, `2x v5e:16x16`, `h100:8x4` "
+        "(GPUs a host x hosts), `cpu:8`, or a TOML file. Empty: that of --plan.",
+    )
+    mesh: str = option(
+        "",
+        "Named axes to lay over the topology, `data=16,model=4`. Empty: those of --plan, else the "
+        "cheapest of all `data` x `model`.",
+    )
+    dtype: str = option(
+        "bfloat16",
+        "Type that matrix products are computed in; parameters stay in float32. Not that of "
+        "experiments.train, which leaves small models as they are. Empty: the model's.",
+    )
+    out: str = option(
+        "",
+        "Where report.html, report.json, plan.json, trace.json and hlo.txt go, with --compare "
+        "compare.html. Empty: runs/plan/<model>.",
+    )
+    cache: bool = option(
+        True, "Keep compilations on disk, and take from there what was compiled before."
+    )
+    timeout_s: float = option(3600.0, "Seconds after which a compilation is given up.")
+    compare: str = option(
+        "",
+        "Show two results side by side: --compare=PLAN1,PLAN2 or --compare PLAN1 PLAN2, each a "
+        "plan.json, a report.json or the directory of one. A plan is compiled again, with the "
+        "model and batch of the flags, only where no report.json lies beside it.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.timeout_s > 0:
+            raise ConfigError(f"--timeout_s={self.timeout_s} must be above 0.")
+        if not (self.topology or self.plan or self.compare):
+            raise ConfigError(
+                "--topology is empty: name the machine to compile for, such as v5p:4x4x4, h100:8x4 "
+                "or cpu:8; or give a saved --plan, or two to --compare."
+            )
+        if self.plan and self.compare:
+            raise ConfigError("--plan and --compare exclude each other: --compare takes two plans.")
+
+    @property
+    def output(self) -> str:
+        """The output directory that is meant."""
+        return self.out or f"runs/plan/{self.model}"
