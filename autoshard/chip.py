@@ -31,6 +31,7 @@ class Chip:
     Attributes:
       name: as it is written in a topology, such as `v5p`.
       platform: `tpu`, `gpu` or `cpu`.
+      compiler_name: the chip that its programs are compiled for: itself, if its compiler knows it.
       device_kinds: what JAX calls devices of this chip (`device_kind`).
       devices_per_chip: devices that the compiler sees on a chip.
       chips_per_host: chips that share a host's network.
@@ -56,6 +57,7 @@ class Chip:
 
     name: str
     platform: str
+    compiler_name: str
     device_kinds: tuple[str, ...]
     devices_per_chip: int
     chips_per_host: int

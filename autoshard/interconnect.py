@@ -10,10 +10,9 @@ import itertools
 import math
 
 from autoshard.chip import Chip
-from autoshard.networks import Fabric, HostGroup
+from autoshard.networks import HostGroup, HostNetwork
 from autoshard.topology import Topology
-from passes.hlo import machine
-from passes.hlo.machine import Axis
+from passes.hlo.machine import Axis, Fabric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ def interconnect(topology: Topology) -> Interconnect:
 
 
 def _switch(name: str, size: int, bytes_per_s: float, latency_s: float) -> Axis:
-    return Axis(name, size, machine.Fabric.SWITCH, False, bytes_per_s, latency_s)
+    return Axis(name, size, Fabric.SWITCH, False, bytes_per_s, latency_s)
 
 
 def _slices(topology: Topology, chip: Chip) -> tuple[Axis, ...]:
@@ -70,7 +69,7 @@ def _torus(topology: Topology, chip: Chip) -> tuple[Axis, ...]:
     # Both devices of a chip send over its links, and each has its half of them.
     share = chip.link.bytes_per_s / chip.devices_per_chip
     return tuple(
-        Axis(name, size, machine.Fabric.TORUS, wraps, share, chip.link.latency_s)
+        Axis(name, size, Fabric.TORUS, wraps, share, chip.link.latency_s)
         for name, size, wraps in reversed(
             tuple(zip("xyz", topology.shape, topology.wraps, strict=False))
         )
@@ -97,7 +96,7 @@ def _hosts(topology: Topology, chip: Chip) -> tuple[Axis, ...]:
     return (_switch("infiniband", hosts, share, chip.network.latency_s), inside)
 
 
-def _groups(groups: tuple[HostGroup, ...], between: Fabric | None, chip: Chip) -> Interconnect:
+def _groups(groups: tuple[HostGroup, ...], between: HostNetwork | None, chip: Chip) -> Interconnect:
     """Groups of hosts, each with its own network, joined by a slower one."""
     coordinates: tuple[tuple[int, ...], ...] = tuple(
         (g, host, place)
@@ -106,16 +105,16 @@ def _groups(groups: tuple[HostGroup, ...], between: Fabric | None, chip: Chip) -
         for place in range(group.chips_per_host)
     )
     members = [groups[place[0]] for place in coordinates]
-    names = {group.fabric.name for group in groups}
+    names = {group.network.name for group in groups}
     axes = [
         Axis(
-            names.pop() if len(names) == 1 else "network",
+            next(iter(names)) if len(names) == 1 else "network",
             max(group.hosts for group in groups),
-            machine.Fabric.SWITCH,
+            Fabric.SWITCH,
             False,
-            min(group.fabric.bytes_per_s / group.chips_per_host for group in groups),
-            max(group.fabric.latency_s for group in groups),
-            tuple(group.fabric.bytes_per_s / group.chips_per_host for group in members),
+            min(group.network.bytes_per_s / group.chips_per_host for group in groups),
+            max(group.network.latency_s for group in groups),
+            tuple(group.network.bytes_per_s / group.chips_per_host for group in members),
         ),
         _switch(
             "nvlink" if chip.platform == "gpu" else "link",
@@ -126,7 +125,8 @@ def _groups(groups: tuple[HostGroup, ...], between: Fabric | None, chip: Chip) -
     ]
     if between is not None:
         shares = tuple(between.bytes_per_s / group.chips_per_host for group in members)
-        outer = _switch(between.name, len(groups), min(shares), between.latency_s)
+        name = "between" if between.name in names else between.name
+        outer = _switch(name, len(groups), min(shares), between.latency_s)
         axes.insert(0, dataclasses.replace(outer, device_bytes_per_s=shares))
     else:
         coordinates = tuple(place[1:] for place in coordinates)

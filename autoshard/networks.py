@@ -19,7 +19,7 @@ from autoshard.slice_shapes import check_slice_shape, wraps
 
 
 @dataclasses.dataclass(frozen=True)
-class Fabric:
+class HostNetwork:
     """A network between hosts.
 
     Attributes:
@@ -41,13 +41,13 @@ class HostGroup:
       name: of the group.
       hosts: number of hosts.
       chips_per_host: chips in each.
-      fabric: the network between hosts of the group.
+      network: between hosts of the group.
     """
 
     name: str
     hosts: int
     chips_per_host: int
-    fabric: Fabric
+    network: HostNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Network:
     wraps: tuple[bool, ...]
     slices: int
     groups: tuple[HostGroup, ...]
-    between: Fabric | None
+    between: HostNetwork | None
 
 
 # What each key of a chip holds, as an example that an error can show.
@@ -127,7 +127,7 @@ def load(path: str) -> Network:
     top = _Table(path, "", values)
     top.only(("chip", "between", "groups", "slice", "networks", "chips"))
     chip = _chip(top)
-    between = _fabric(top, top.text("between", '"ethernet"')) if top.has("between") else None
+    between = _host_network(top, top.text("between", '"ethernet"')) if top.has("between") else None
     if top.has("groups") == top.has("slice"):
         raise MeshError(
             f"{path} needs either [[groups]] (hosts whose chips a switch joins) or [slice] (chips "
@@ -224,7 +224,7 @@ def _chip(top: _Table) -> Chip:
         if key not in given
     }
     sources = tuple((key, table.path) for key in _EXAMPLES)
-    return Chip(name=name, sources=sources, **{**values, **given})
+    return Chip(name=name, compiler_name=name, sources=sources, **{**values, **given})
 
 
 def _chip_value(table: _Table, key: str) -> Any:
@@ -256,18 +256,18 @@ def _chip_value(table: _Table, key: str) -> Any:
     return table.positive(key, example)
 
 
-def _fabric(top: _Table, name: str) -> Fabric:
+def _host_network(top: _Table, name: str) -> HostNetwork:
     example = "{ bytes_per_s = 50e9, latency_s = 4e-6 }"
     table = top.table("networks", f"{{ {name} = {example} }}").table(name, example)
     table.only(("bytes_per_s", "latency_s"))
-    return Fabric(
+    return HostNetwork(
         name,
         table.positive("bytes_per_s", "50e9  # of one host, one way"),
         table.number("latency_s", "4e-6"),
     )
 
 
-def _slice(top: _Table, chip: Chip, between: Fabric | None) -> Network:
+def _slice(top: _Table, chip: Chip, between: HostNetwork | None) -> Network:
     table = top.table("slice", "{ shape = [4, 4, 4] }")
     table.only(("shape", "wraps", "count"))
     shape = table.get("shape", "[4, 4, 4]")
@@ -291,7 +291,7 @@ def _slice(top: _Table, chip: Chip, between: Fabric | None) -> Network:
     return Network(top.path, chip, tuple(shape), closed, slices, (), between)
 
 
-def _grouped(top: _Table, chip: Chip, between: Fabric | None) -> Network:
+def _grouped(top: _Table, chip: Chip, between: HostNetwork | None) -> Network:
     entries = top.get("groups", "[]")
     if (
         not isinstance(entries, list)
@@ -313,7 +313,7 @@ def _grouped(top: _Table, chip: Chip, between: Fabric | None) -> Network:
                 table.text("name", f'"group{i}"'),
                 table.whole("hosts", "4"),
                 table.whole("chips_per_host", "8"),
-                _fabric(top, table.text("network", '"infiniband"')),
+                _host_network(top, table.text("network", '"infiniband"')),
             )
         )
     if len(groups) > 1 and between is None:

@@ -46,7 +46,7 @@ class Topology:
         text = text.strip()
         if text.endswith(".toml"):
             return _of_network(networks.load(text))
-        match = re.fullmatch(r"(?:(\d+)x\s*)?([a-z]\w*):(\d+(?:x\d+)*)", text.lower())
+        match = re.fullmatch(r"(?:(\d{1,5})x\s*)?([a-z]\w*):(\d{1,5}(?:x\d{1,5})*)", text.lower())
         if match is None:
             raise MeshError(
                 f"cannot read topology {text!r}: write a chip and a shape, such as {_FORMS}, the "
@@ -68,18 +68,21 @@ class Topology:
 
     @property
     def slice_name(self) -> str:
-        """One slice as libtpu names it, such as `v5p:4x4x4`; of GPUs, the whole machine."""
+        """One slice, such as `v5p:4x4x4`; of GPUs, the whole machine."""
         return f"{self.known_chip.name}:{format_shape(self.shape)}"
 
     @property
     def compiler_name(self) -> str:
         """What to compile for: the machine as a compiler knows it, without the user's network."""
-        if self.network is None or not self.network.groups:
-            return str(dataclasses.replace(self, network=None))
-        chip = self.known_chip
-        per_host = self.network.groups[0].chips_per_host
-        hosts = sum(group.hosts for group in self.network.groups)
-        return f"{chip.name}:{per_host}x{hosts}"
+        if self.network is None:
+            return str(self)
+        name = self.network.chip.compiler_name
+        if not self.network.groups:
+            slices = f"{self.slices}x " if self.slices > 1 else ""
+            return f"{slices}{name}:{format_shape(self.shape)}"
+        per_host = math.gcd(*(group.chips_per_host for group in self.network.groups))
+        hosts = self.device_count // per_host
+        return f"{name}:{per_host}x{hosts}"
 
     @property
     def known_chip(self) -> Chip:
