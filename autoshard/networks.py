@@ -208,10 +208,12 @@ def _chip(top: _Table) -> Chip:
     name = top.text("chip", '"h100"')
     own = top.table("chips", "{}") if top.has("chips") else _Table(top.path, "chips", {})
     if not own.has(name):
-        return chips.get(name)
+        return _chip_of_the_table(top.path, name)
     table = own.table(name, "{}")
     table.only(("like", *_EXAMPLES))
-    base = chips.get(table.text("like", '"h100"')) if table.has("like") else None
+    base = None
+    if table.has("like"):
+        base = _chip_of_the_table(table.path, table.text("like", '"h100"'))
     given = {key: _chip_value(table, key) for key in _EXAMPLES if table.has(key)}
     if base is not None:
         sources = tuple(
@@ -225,6 +227,13 @@ def _chip(top: _Table) -> Chip:
     }
     sources = tuple((key, table.path) for key in _EXAMPLES)
     return Chip(name=name, compiler_name=name, sources=sources, **{**values, **given})
+
+
+def _chip_of_the_table(path: str, name: str) -> Chip:
+    try:
+        return chips.get(name)
+    except MeshError as error:
+        raise MeshError(f"{path}: {error}") from error
 
 
 def _chip_value(table: _Table, key: str) -> Any:
@@ -277,10 +286,14 @@ def _slice(top: _Table, chip: Chip, between: HostNetwork | None) -> Network:
         raise table.wrong(
             "shape", f"of {chip.name}, whose torus has {chip.torus_dims} dimensions", "[4, 4, 4]"
         )
-    if chips.CHIPS.get(chip.name) == chip:
-        check_slice_shape(chip.name, tuple(shape))
-        closed = wraps(tuple(shape))
-    if table.has("wraps") or chips.CHIPS.get(chip.name) != chip:
+    closed = wraps(tuple(shape))
+    of_the_table = chips.CHIPS.get(chip.name) == chip
+    if of_the_table:
+        try:
+            check_slice_shape(chip.name, tuple(shape))
+        except MeshError as error:
+            raise MeshError(f"{top.path}: {error}") from error
+    if table.has("wraps") or not of_the_table:
         given = table.get("wraps", str([True] * len(shape)).lower())
         if not isinstance(given, list) or [type(w) for w in given] != [bool] * len(shape):
             raise table.wrong("wraps", "true or false for each axis", "[true, true, false]")

@@ -11,6 +11,7 @@ from autoshard.networks import Network
 from autoshard.slice_shapes import check_slice_shape, format_shape, wraps
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
+_MOST_DEVICES = 1_000_000  # each is described by itself
 _FORMS = "'v5p:4x4x4', '2x v5e:16x16' (slices), 'h100:8x4' (GPUs a host x hosts), 'cpu:8'"
 
 
@@ -34,6 +35,13 @@ class Topology:
     shape: tuple[int, ...] = ()
     slices: int = 1
     network: Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.device_count > _MOST_DEVICES:
+            raise MeshError(
+                f"{self} has {self.device_count:,} devices, and machines of at most "
+                f"{_MOST_DEVICES:,} are described: name a smaller one"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "Topology":

@@ -75,6 +75,7 @@ def test_names_are_read_back(data: st.DataObject) -> None:
         ("v5e 4x4", "cannot read topology 'v5e 4x4': write a chip and a shape"),
         ("v5e:", "cannot read topology"),
         ("v5e:4x", "cannot read topology"),
+        ("99999x v5e:16x16", "25,599,744 devices, and machines of at most 1,000,000 are"),
         ("cpu:" + "9" * 5000, "cannot read topology"),
     ],
 )
