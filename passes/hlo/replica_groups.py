@@ -10,6 +10,7 @@ XLA writes groups in three ways:
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from passes.hlo.module import Instruction
 Groups = tuple[tuple[int, ...], ...]
 
 MAX_DEVICES = 1 << 18
+_MAX_AXES = 20
 _IOTA = re.compile(r"^\[([\d,]{1,60})\]<=\[([\d,]{1,60})\](?:T\(([\d,]{1,60})\))?$")
 _MESH = re.compile(r"^mesh\[([^\]]{0,2000})\](.*)$", re.DOTALL)
 _AXIS = re.compile(r"'([^']{1,100})'=(\d{1,9})")
@@ -66,7 +68,10 @@ def parse_groups(text: str, device_count: int) -> Groups:
     if text.startswith("{"):
         inner = re.findall(r"\{([\d, ]*)\}", text.strip()[1:-1])
         groups = tuple(_numbers(group) for group in inner if group.strip())
-        return groups or (tuple(range(device_count)),)
+        if groups:
+            return groups
+        if not text.strip("{} ,") and 0 < device_count <= MAX_DEVICES:
+            return (tuple(range(device_count)),)
     raise HloError(f"replica groups are not understood: {text[:80]!r}")
 
 
@@ -76,7 +81,7 @@ def _mesh_groups(axes: str, rest: str, text: str) -> Groups:
     sizes = tuple(int(size) for _, size in pairs)
     order = _ORDER.search(rest)
     braces = re.search(r"\{([^{}]*)\}\s*$", rest)
-    if not names or braces is None:
+    if not names or len(names) > _MAX_AXES or braces is None:
         raise HloError(f"replica groups over a mesh are not understood: {text[:80]!r}")
     if order is None:
         ids = _iota(sizes, (), f"replica groups {text[:60]}")
@@ -85,30 +90,46 @@ def _mesh_groups(axes: str, rest: str, text: str) -> Groups:
         ids = _iota(source, _numbers(order[3] or ""), f"replica groups {text[:60]}")
         if ids.size != math.prod(sizes):
             raise HloError(f"replica groups {text[:80]} have {ids.size} device ids")
-    used = {n: (int(p or 1), int(s) if s else None) for n, p, s in _USED.findall(braces[1])}
     refined: list[int] = []
     kept: list[int] = []
-    grouped: list[int] = []
+    grouped: dict[int, int] = {}  # place in the list of axes -> dimension
+    used = _USED.findall(braces[1])
+    if unknown := {name for name, _, _ in used} - set(names):
+        raise HloError(f"replica groups {text[:80]} are along {min(unknown)!r}, no axis of theirs")
     for name, size in zip(names, sizes, strict=True):
-        for part, inside in _split(name, size, used):
-            (grouped if inside else kept).append(len(refined))
+        for part, place in _split(name, size, used):
+            if place is None:
+                kept.append(len(refined))
+            else:
+                grouped[place] = len(refined)
             refined.append(part)
-    ids = ids.reshape(refined).transpose((*kept, *grouped))
-    width = math.prod(refined[d] for d in grouped)
+    inside = [grouped[place] for place in sorted(grouped)]
+    width = math.prod(refined[d] for d in inside)
+    ids = ids.reshape(refined).transpose((*kept, *inside))
     return tuple(map(tuple, ids.reshape(-1, width).tolist()))
 
 
-def _split(name: str, size: int, used: dict[str, tuple[int, int | None]]) -> list[tuple[int, bool]]:
-    """An axis as (size, whether it is inside the groups) pieces, major to minor."""
-    if name not in used:
-        return [(size, False)]
-    before, inside = used[name]
-    if inside is None:
-        return [(size, True)]
-    if before < 1 or inside < 1 or size % (before * inside):
-        raise HloError(f"replica groups take ({before}){inside} of mesh axis {name!r}={size}")
-    pieces = [(before, False), (inside, True), (size // before // inside, False)]
-    return [piece for piece in pieces if piece[0] > 1 or piece[1]]
+def _split(
+    name: str, size: int, used: Sequence[tuple[str, str, str]]
+) -> list[tuple[int, int | None]]:
+    """An axis as (size, place in the list of used axes or None) pieces, major to minor.
+
+    `'a':(2)4` is 4 of axis `a`, of which 2 major parts stand before it.
+    """
+    parts = [
+        (int(before or 1), int(inside or size), place)
+        for place, (other, before, inside) in enumerate(used)
+        if other == name
+    ]
+    pieces: list[tuple[int, int | None]] = []
+    done = 1
+    for before, inside, place in sorted(parts):
+        if before < done or inside < 1 or before % done or size % (before * inside):
+            raise HloError(f"replica groups take ({before}){inside} of mesh axis {name!r}={size}")
+        pieces += [(before // done, None), (inside, place)]
+        done = before * inside
+    pieces.append((size // done, None))
+    return [piece for piece in pieces if piece[0] > 1 or piece[1] is not None]
 
 
 def groups_of(instruction: Instruction, device_count: int) -> Groups:
