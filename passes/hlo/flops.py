@@ -7,30 +7,30 @@ window, so only window positions that fall on data are counted (as XLA's own cos
 import math
 import re
 
+from passes.hlo.errors import HloError
 from passes.hlo.module import Computation, HloModule, Instruction
-from passes.hlo.shapes import Array, Shape, arrays
+from passes.hlo.shapes import Array, Shape
 
 _MAX_WINDOW = 1 << 16
-_MAX_DEPTH = 32
+_MOST_INSIDE = 200_000
+_CALLS = frozenset(("fusion", "call", "async-start"))
 
 
 def product_flops(module: HloModule, computation: Computation, i: Instruction) -> float:
     """FLOPs of the matrix products and convolutions that one execution of `i` does.
 
     Called computations (fusions, calls) are included; loops and conditionals are not.
+
+    Raises:
+      HloError: as `products`.
     """
-    return _flops(module, computation, i, 0)
+    return sum(_flops(module, c, product) for c, product in products(module, computation, i))
 
 
-def _flops(module: HloModule, c: Computation, i: Instruction, depth: int) -> float:
-    if i.opcode == "dot":
-        return _dot(module, c, i)
-    if i.opcode == "convolution":
-        return _convolution(module, c, i)
-    if i.opcode in ("fusion", "call", "async-start") and depth < _MAX_DEPTH:
-        inner = (module.computations.get(name) for name in i.called[:1])
-        return sum(_flops(module, f, j, depth + 1) for f in inner if f for j in f.instructions)
-    return 0.0
+def _flops(module: HloModule, c: Computation, product: Instruction) -> float:
+    if product.opcode == "dot":
+        return _dot(module, c, product)
+    return _convolution(module, c, product)
 
 
 def product_dtype(module: HloModule, computation: Computation, i: Instruction) -> str:
@@ -38,31 +38,44 @@ def product_dtype(module: HloModule, computation: Computation, i: Instruction) -
     best, size = "", -1.0
     for c, product in products(module, computation, i):
         operand = module.shape_of(c, product.operands[0]) if product.operands else None
-        flops = _flops(module, c, product, 0)
+        flops = _flops(module, c, product)
         if isinstance(operand, Array) and flops > size:
             best, size = operand.dtype, flops
     return best
 
 
 def products(
-    module: HloModule, computation: Computation, i: Instruction, depth: int = 0
+    module: HloModule, computation: Computation, i: Instruction
 ) -> list[tuple[Computation, Instruction]]:
-    """(computation, instruction) of every product and convolution that `i` contains."""
-    if i.opcode in ("dot", "convolution"):
-        return [(computation, i)]
-    if i.opcode not in ("fusion", "call", "async-start") or depth >= _MAX_DEPTH:
-        return []
-    inner = (module.computations.get(name) for name in i.called[:1])
-    return [
-        p for c in inner if c for j in c.instructions for p in products(module, c, j, depth + 1)
-    ]
+    """(computation, instruction) of every product and convolution that `i` contains.
+
+    Raises:
+      HloError: the computations inside call each other in a circle, or too often.
+    """
+    found: list[tuple[Computation, Instruction]] = []
+    queue = [(computation, i)]
+    visited = 0
+    while queue:
+        c, j = queue.pop()
+        if j.opcode in ("dot", "convolution"):
+            found.append((c, j))
+        elif j.opcode in _CALLS and j.called and j.called[0] in module.computations:
+            inner = module.computations[j.called[0]]
+            visited += len(inner.instructions)
+            if visited > _MOST_INSIDE:
+                raise HloError(
+                    f"{i.opcode} {i.name!r} holds more than {_MOST_INSIDE} instructions: its "
+                    "computations call each other in a circle, so the text is damaged"
+                )
+            queue += [(inner, k) for k in reversed(inner.instructions)]
+    return found
 
 
 def _dot(module: HloModule, c: Computation, i: Instruction) -> float:
     left = module.shape_of(c, i.operands[0]) if i.operands else None
     if not isinstance(left, Array) or not isinstance(i.shape, Array):
         return 0.0
-    contracted = [d for d in i.ints("lhs_contracting_dims") if d < len(left.dims)]
+    contracted = {d for d in i.ints("lhs_contracting_dims") if d < len(left.dims)}
     return 2.0 * i.shape.size * math.prod(left.dims[d] for d in contracted)
 
 
@@ -127,22 +140,17 @@ def _valid_positions(
         final = min(out - 1, (last - offset) // stride)
         if final < first:
             continue
-        if left_dilation == 1:
-            count += final - first + 1
-        else:
+        hit = _first_on_data(offset + first * stride, stride, left_dilation)
+        if hit is not None and first + hit <= final:
             period = left_dilation // math.gcd(left_dilation, stride)
-            hit = next(
-                (
-                    o
-                    for o in range(first, first + period)
-                    if (o * stride + offset) % left_dilation == 0
-                ),
-                None,
-            )
-            count += 0 if hit is None or hit > final else (final - hit) // period + 1
+            count += (final - first - hit) // period + 1
     return float(count)
 
 
-def elements(shape: Shape) -> int:
-    """Number of elements of all arrays of a shape."""
-    return sum(array.size for array in arrays(shape))
+def _first_on_data(position: int, stride: int, dilation: int) -> int | None:
+    """The smallest n >= 0 for which `position + n * stride` is a multiple of `dilation`."""
+    common = math.gcd(stride, dilation)
+    if position % common:
+        return None
+    rest = dilation // common
+    return -(position // common) * pow(stride // common, -1, rest) % rest
