@@ -73,6 +73,8 @@ def collective_time(
 
 def slices_time(machine: MachineModel, kind: str, payload_bytes: float) -> CollectiveTime:
     """Time of a collective between slices: over the outermost axis, all its places."""
+    if not machine.axes:  # one device has nobody to talk to
+        return CollectiveTime(0.0, (), ())
     axis = machine.axes[0]
     extent = _Extent(axis, axis.size, axis.bytes_per_s, 1)
     scale = axis.size if kind == "all-gather" else 1  # what is sent is one slice's share

@@ -64,7 +64,7 @@ def _written(estimate: dict[str, object]) -> KernelWork:
     def number(*names: str) -> float:
         for name in names:
             text = str(estimate.get(name, ""))
-            if text.isdigit() and len(text) < 25:
+            if text.isdecimal() and len(text) < 25:
                 return float(text)
         return 0.0
 
@@ -153,5 +153,5 @@ def _batch(i: Instruction, left: Array) -> int:
     numbers = i.backend_config.get("gemm_backend_config", {})
     numbers = numbers.get("dot_dimension_numbers", {}) if isinstance(numbers, dict) else {}
     dims = numbers.get("lhs_batch_dimensions", []) if isinstance(numbers, dict) else []
-    known = [int(d) for d in dims if str(d).isdigit() and int(d) < len(left.dims)]
+    known = [int(d) for d in dims if str(d).isdecimal() and int(d) < len(left.dims)]
     return max(1, math.prod(left.dims[d] for d in known))

@@ -6,6 +6,7 @@ compiler's figure (`memory_analysis`), which also counts what its allocator lose
 """
 
 import dataclasses
+import itertools
 
 from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.shapes import Array, Shape
@@ -68,7 +69,8 @@ class _Buffers:
         if i.opcode == "parameter":
             return tuple((self.computation.name, i.name, n) for n in range(len(shapes)))
         if i.opcode == "tuple":
-            return tuple(buffer for value in given for buffer in value)
+            parts = itertools.chain.from_iterable(given)
+            return tuple(itertools.islice(parts, len(shapes)))
         if i.opcode == "get-tuple-element":
             return self._element(i, given)
         if i.opcode in _VIEWS and given:
@@ -127,7 +129,7 @@ def _updated_parameter(inner: Computation, i: Instruction | None) -> int | None:
         if i is None:
             return None
         if i.opcode == "parameter":
-            return int(i.literal) if i.literal.isdigit() else None
+            return i.number
         if i.opcode not in ("dynamic-update-slice", "bitcast") or not i.operands:
             return None
         i = inner.by_name.get(i.operands[0])

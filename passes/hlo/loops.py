@@ -12,6 +12,7 @@ from passes.hlo.scalars import Evaluator, Value
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d{1,15})"')
 _MOST_TRIPS = 1 << 40
 _MAX_CARRIED = 2000
+_MAX_VIEWS = 64
 
 
 def trip_count(module: HloModule, computation: Computation, loop: Instruction) -> int | None:
@@ -24,7 +25,7 @@ def trip_count(module: HloModule, computation: Computation, loop: Instruction) -
     """
     known = _KNOWN.search(loop.attributes.get("backend_config", ""))
     if known is not None:
-        return int(known[1])
+        return int(known[1]) if int(known[1]) <= _MOST_TRIPS else None
     names = [loop.attributes.get(key, "").lstrip("%") for key in ("condition", "body")]
     condition, body = (module.computations.get(name) for name in names)
     start = computation.by_name.get(loop.operands[0]) if loop.operands else None
@@ -62,8 +63,10 @@ def _step(evaluator: Evaluator, body: Computation, values: list[Value], element:
     root = body.root
     if not isinstance(start, int):
         return None
-    while root.opcode in ("copy", "bitcast") and root.operands and root.operands[0] in body.by_name:
-        root = body.by_name[root.operands[0]]
+    for _ in range(_MAX_VIEWS):
+        if root.opcode not in ("copy", "bitcast") or not root.operands:
+            break
+        root = body.by_name.get(root.operands[0], root)
     if root.opcode != "tuple" or element >= len(root.operands):
         return None
     found = set()

@@ -74,6 +74,12 @@ class Instruction:
                 names += [n.strip().lstrip("%") for n in text.strip("{}").split(",") if n.strip()]
         return tuple(names)
 
+    @property
+    def number(self) -> int | None:
+        """Of a parameter; None for everything else and where it cannot be read."""
+        is_number = self.opcode == "parameter" and self.literal.isdecimal()
+        return int(self.literal) if is_number and len(self.literal) < 10 else None
+
     def ints(self, attribute: str) -> tuple[int, ...]:
         """`{1,0}` as numbers; empty where the attribute is absent."""
         return tuple(int(n) for n in re.findall(r"\d{1,18}", self.attributes.get(attribute, "")))
@@ -129,11 +135,7 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> Mapping[int, Instruction]:
         """Its parameters by number."""
-        return {
-            int(i.literal): i
-            for i in self.instructions
-            if i.opcode == "parameter" and i.literal.isdigit() and len(i.literal) < 10
-        }
+        return {i.number: i for i in self.instructions if i.number is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ class HloModule:
         counts = [self.attributes.get(key, "1") for key in ("num_partitions", "replica_count")]
         product = 1
         for count in counts:
-            product *= int(count) if count.isdigit() and len(count) < 10 else 1
+            product *= int(count) if count.isdecimal() and len(count) < 10 else 1
         return max(1, product)
 
     def source(self, instruction: Instruction) -> str:

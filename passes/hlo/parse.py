@@ -15,7 +15,7 @@ from passes.hlo.opcodes import KNOWN
 from passes.hlo.shapes import BITS, Shape, arrays, parse_shape
 from passes.hlo.source_frames import SourceTables
 
-_HEADER = re.compile(r"^(ENTRY\s+)?%?([^\s()={}\"]{1,400})(?:\s+\(.*)?\s*\{\s*$")
+_HEADER = re.compile(r"^(ENTRY\s+)?%?([^\s()={}\"]{1,400})(?:\s+\(.*)?\s?\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT\s+)?%?([^\s=]{1,400}) = ")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]{0,60})\(")
 _BRACKET = re.compile(r'["(){}\[\]]')
@@ -110,7 +110,7 @@ class _Reader:
         self.inside, self._name, self._is_entry, self._body = True, name, is_entry, []
 
     def take(self, line: str, number: int) -> None:
-        if line.rstrip() == "}":
+        if line.rstrip() == "}" and not self._in_brackets():
             self.close()
         elif _INSTRUCTION.match(line):
             self._flush()
@@ -119,6 +119,16 @@ class _Reader:
             self._pending.append(line)
         elif line.strip():
             self.unknown["line that is no instruction"] += 1
+
+    def _in_brackets(self) -> bool:
+        """Whether an instruction goes on: an attribute of several lines is not closed."""
+        if len(self._pending) < 2:
+            return False
+        text = "(" + "\n".join(self._pending) + "\n)"
+        try:
+            return matching(text, 0) != len(text)
+        except HloError:
+            return True
 
     def close(self) -> None:
         self._flush()
@@ -213,7 +223,7 @@ def parse(text: str) -> HloModule:
     for number, line in enumerate(text.splitlines(), 1):
         if reader.inside:
             reader.take(line, number)
-        elif header := _HEADER.match(line):
+        elif header := _HEADER.match(line.rstrip()):
             reader.open(header[2], bool(header[1]))
         elif line.startswith("HloModule "):
             name, attributes = _module_line(line)

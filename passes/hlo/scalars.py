@@ -22,6 +22,7 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
 }  # fmt: skip
 _SAME = frozenset(("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"))
 _MAX_STEPS = 4000
+_MAX_DEPTH = 200
 
 Value = int | tuple[object, ...] | None
 
@@ -35,6 +36,7 @@ class Evaluator:
 
     module: HloModule
     _steps: int = 0
+    _depth: int = 0
 
     def root(self, computation: str, arguments: Mapping[int, Value]) -> Value:
         """The result of a computation, given some of its parameters."""
@@ -54,10 +56,16 @@ class Evaluator:
 
     def _value(self, c: Computation, i: Instruction, arguments: Mapping[int, Value]) -> Value:
         self._steps += 1
-        if self._steps > _MAX_STEPS:
+        if self._steps > _MAX_STEPS or self._depth > _MAX_DEPTH:
             return None
+        self._depth += 1
+        value = self._computed(c, i, arguments)
+        self._depth -= 1
+        return value
+
+    def _computed(self, c: Computation, i: Instruction, arguments: Mapping[int, Value]) -> Value:
         if i.opcode == "parameter":
-            return arguments.get(int(i.literal)) if i.literal.isdigit() else None
+            return None if i.number is None else arguments.get(i.number)
         if i.opcode == "constant":
             return _constant(i)
         if i.opcode not in _INTERPRETED or (isinstance(i.shape, Array) and i.shape.size != 1):
@@ -108,7 +116,7 @@ def _constant(i: Instruction) -> Value:
     if text in ("true", "false"):
         return int(text == "true")
     digits = text.removeprefix("-")
-    return int(text) if digits.isdigit() and len(digits) < 20 else None
+    return int(text) if digits.isdecimal() and len(digits) < 20 else None
 
 
 def _apply(i: Instruction, values: list[Value]) -> Value:

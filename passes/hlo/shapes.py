@@ -31,6 +31,7 @@ _ARRAY = re.compile(
 )
 _MAX_DEPTH = 64
 _MAX_RANK = 64
+_MAX_ELEMENTS = 1 << 62  # XLA counts elements and bytes in int64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ def _array(text: str, start: int) -> tuple[Array, int]:
     dims = tuple(_size(item) for item in sizes.split(",") if item)
     if len(dims) > _MAX_RANK:
         raise HloError(f"an array of {len(dims)} dimensions: {text[start : start + 60]!r}")
+    if math.prod(dims) > _MAX_ELEMENTS:
+        raise HloError(f"an array of more than 2^62 elements: {text[start : start + 60]!r}")
     bits = BITS.get(dtype, 0)
     if not layout:
         return Array(dtype, dims, bits=bits), match.end()
@@ -179,5 +182,9 @@ def _details(text: str, bits: int) -> tuple[tuple[int, ...], int, int]:
     sides: tuple[int, ...] = ()
     if tile is not None:
         # `*` joins a dimension with the next; it pads nothing itself.
-        sides = tuple(int(side) if side.isdigit() else 1 for side in tile[1].split(",") if side)
+        sides = tuple(_side(side) for side in tile[1].split(",") if side)
     return sides, int(space[1]) if space else 0, int(element[1]) if element else bits
+
+
+def _side(text: str) -> int:
+    return max(1, int(text)) if text.isdecimal() else 1

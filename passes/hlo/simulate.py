@@ -21,6 +21,7 @@ from passes.hlo.timeline import Basis
 
 COMPUTE, COPIES, HOST = "compute", "HBM copies", "host link"
 _MAX_DEPTH = 24
+_MOST_INSTRUCTIONS = 2_000_000
 _COPY_STARTS = frozenset(
     ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
 )
@@ -100,12 +101,13 @@ class Simulator:
         self.unmodelled: collections.Counter[str] = collections.Counter()
         self._walks: dict[str, Walk] = {}
         self._open: list[str] = []
+        self._sizes: dict[str, int] = {}
 
     def walk(self, name: str) -> Walk:
         """Walk a computation; a second call returns the first one's result.
 
         Raises:
-          HloError: computations call each other in a circle, or nest too deep.
+          HloError: computations call each other in a circle, nest too deep or are too many.
         """
         if name in self._walks:
             return self._walks[name]
@@ -117,6 +119,13 @@ class Simulator:
         self._open.append(name)
         walk = _Walker(self, computation).run()
         self._open.pop()
+        inner = (e.loop.computation.name for e in walk.events if e.loop is not None)
+        self._sizes[name] = len(computation.instructions) + sum(self._sizes[n] for n in inner)
+        if self._sizes[name] > _MOST_INSTRUCTIONS:
+            raise HloError(
+                f"computation {name!r} executes more than {_MOST_INSTRUCTIONS} instructions, each "
+                "call counted: the text is damaged, or the program far larger than compilers take"
+            )
         self._walks[name] = walk
         return walk
 

@@ -22,8 +22,10 @@ def hbm_traffic(module: HloModule, c: Computation, i: Instruction) -> float:
     if i.opcode in ("dynamic-slice", "slice", "gather"):
         return float(2 * hbm_bytes(i.shape))
     if i.opcode in ("dynamic-update-slice", "scatter"):
+        if len(i.operands) < 2:
+            return 0.0
         update = module.shape_of(c, i.operands[-1 if i.opcode == "scatter" else 1])
-        return float(2 * hbm_bytes(update)) if len(i.operands) > 1 else 0.0
+        return float(2 * hbm_bytes(update))
     if i.opcode == "fusion" and i.called and i.called[0] in module.computations:
         return _fusion_traffic(module, c, i, module.computations[i.called[0]])
     read = sum(hbm_bytes(module.shape_of(c, name)) for name in dict.fromkeys(i.operands))
@@ -74,14 +76,22 @@ def _written(inner: Computation, i: Instruction) -> float:
         shape = shapes[number] if number < len(shapes) else None
         if shape is None or shape.space != 0:
             continue
-        while output is not None and output.opcode in ("bitcast", "reshape") and output.operands:
-            output = inner.by_name.get(output.operands[0])
+        output = _unviewed(inner, output)
         if output is not None and output.opcode == "dynamic-update-slice" and output.operands[1:]:
             update = inner.by_name.get(output.operands[1])
             total += hbm_bytes(_in_hbm(update.shape)) if update is not None else 0
         elif output is None or output.opcode != "parameter":
             total += shape.padded_bytes
     return total
+
+
+def _unviewed(inner: Computation, value: Instruction | None) -> Instruction | None:
+    """What a bitcast or reshape is of."""
+    for _ in range(_MAX_VIEWS):
+        if value is None or value.opcode not in ("bitcast", "reshape") or not value.operands:
+            break
+        value = inner.by_name.get(value.operands[0])
+    return value
 
 
 def _in_hbm(shape: Shape) -> Shape:
