@@ -1,6 +1,7 @@
 """`CompileReport`: a plan, what the target's compiler made of it, and its simulated step."""
 
 import dataclasses
+import os
 
 from autoshard.compiled_program import CompiledMemory, OutOfMemory
 from autoshard.plan import Plan
@@ -76,6 +77,17 @@ class CompileReport:
     cached: bool
     versions: tuple[tuple[str, str], ...]
     command: str
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file that needs nothing else.
+
+        Raises:
+          ReportError: plotly is not installed, or the file cannot be written.
+        """
+        # The page is made of this class, and plotly is an optional dependency.
+        from autoshard import html_report
+
+        html_report.save(self, path)
 
     @property
     def mfu(self) -> float | None:

@@ -8,10 +8,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from autoshard import planning
+from autoshard.compile_report import CompileReport
+from autoshard.compiling import compile_program
 from autoshard.errors import ModelError, PlanError
 from autoshard.lower import partition_spec
+from autoshard.model_flops import model_flops
+from autoshard.named_dims import analyse
 from autoshard.plan import Plan
 from autoshard.report import MemoryReport, memory_report
+from autoshard.reporting import ReportInputs, make_report
 from autoshard.target import Target
 from autoshard.trace import abstract, trace_function
 from passes.program import Role
@@ -45,6 +50,8 @@ class CompiledFunction:
         self._checked = False
         self._arguments: tuple[Any, ...] | None = None
         self._compiled: jax.stages.Compiled | None = None
+        self._report: CompileReport | None = None
+        self._model_flops = 0.0
         if arguments is not None:
             self._plan_for(arguments)
 
@@ -97,6 +104,30 @@ class CompiledFunction:
         )
         return jax.jit(self._function).lower(*specs)
 
+    @property
+    def report(self) -> CompileReport:
+        """What the target's compiler makes of the function, as `CompiledModel.report`. Made once.
+
+        Raises:
+          CompileError, DeviceError, MeshError: as there.
+        """
+        if self._report is None:
+            plan = self.plan
+            inputs = ReportInputs(
+                plan=plan,
+                topology=self._target.topology,
+                machine=self._target.machine(plan.mesh),
+                model_flops=self._model_flops,
+                compute_dtype="",
+            )
+            program = compile_program(
+                self.lower(),
+                topology=self._target.topology.compiler_name,
+                devices=tuple(self.mesh.devices.flat),
+            )
+            self._report = make_report(inputs, program)
+        return self._report
+
     def memory_report(self) -> MemoryReport:
         """The compiler's memory figures beside the plan's."""
         if self._compiled is None:
@@ -116,6 +147,7 @@ class CompiledFunction:
             planning.check(self._plan, program, self._target, self._wishes.task)
         else:
             self._plan = planning.make(program, self._target, self._wishes, lambda layout: 0)
+        self._model_flops = model_flops(analyse(program), trains=False)
         self._checked = True
 
 
