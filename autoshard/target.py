@@ -157,7 +157,7 @@ def resolve(mesh: Any) -> Target:
 def _topology_of(devices: tuple[Any, ...]) -> Topology:
     """What machine devices make up: a whole TPU slice, or so many of a platform."""
     kind, count = devices[0].device_kind, len(devices)
-    chip = next((c for c in chips.CHIPS.values() if kind in c.device_kinds), None)
+    chip = chips.of_device_kind(kind)
     plain = Topology(devices[0].platform, count)
     if chip is None or not chip.torus_dims or not hasattr(devices[0], "coords"):
         return plain
