@@ -13,6 +13,7 @@ class CompiledMemory:
       aliased_bytes: outputs that reuse donated inputs.
       temporaries_bytes: alive only during the step.
       code_bytes: the generated program.
+      peak_bytes: the most HBM that is in use at once; 0 where the compiler does not say.
       host_arguments_bytes, host_outputs_bytes, host_aliased_bytes, host_temporaries_bytes: the same
         in the host's memory.
     """
@@ -22,6 +23,7 @@ class CompiledMemory:
     aliased_bytes: int
     temporaries_bytes: int
     code_bytes: int
+    peak_bytes: int = 0
     host_arguments_bytes: int = 0
     host_outputs_bytes: int = 0
     host_aliased_bytes: int = 0
@@ -29,10 +31,19 @@ class CompiledMemory:
 
     @property
     def total_bytes(self) -> int:
-        """HBM that the step needs: inputs, outputs that reuse none, temporaries."""
+        """What `memory_analysis()` adds up to: inputs, outputs that reuse none, temporaries.
+
+        The TPU compiler's temporaries include what lies in VMEM, so this can be well above
+        `needed_bytes`.
+        """
         return (
             self.arguments_bytes + self.outputs_bytes - self.aliased_bytes + self.temporaries_bytes
         )
+
+    @property
+    def needed_bytes(self) -> int:
+        """HBM that the step needs: the compiler's peak where it says one, else the total."""
+        return self.peak_bytes or self.total_bytes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,12 +42,21 @@ def _both(axes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Extent:
-    """What a group takes of one axis: its places, and a device's one-way bandwidth along it."""
+    """What a group takes of one axis: its places, and a device's one-way bandwidth along it.
+
+    Attributes:
+      axis: the axis.
+      places: how many of its places.
+      bytes_per_s: of a device into the axis, over all links that the group's pattern leaves it.
+      link_bytes_per_s: of one link.
+      stride: places of the axis from one member to the next.
+    """
 
     axis: Axis
     places: int
     bytes_per_s: float
-    hops: int
+    link_bytes_per_s: float
+    stride: int
 
 
 def collective_time(
@@ -76,7 +85,7 @@ def slices_time(machine: MachineModel, kind: str, payload_bytes: float) -> Colle
     if not machine.axes:  # one device has nobody to talk to
         return CollectiveTime(0.0, (), ())
     axis = machine.axes[0]
-    extent = _Extent(axis, axis.size, axis.bytes_per_s, 1)
+    extent = _Extent(axis, axis.size, axis.bytes_per_s, axis.bytes_per_s, 1)
     scale = axis.size if kind == "all-gather" else 1  # what is sent is one slice's share
     seconds = _group_time(kind, payload_bytes * scale, axis.size, [extent])
     return CollectiveTime(seconds, (axis.name,), _both((axis.name,)))
@@ -99,29 +108,49 @@ def _extents(machine: MachineModel, group: Sequence[int]) -> list[_Extent]:
 
 def _extent(axis: Axis, places: list[int], link: float) -> _Extent:
     if axis.fabric is Fabric.SWITCH:
-        return _Extent(axis, len(places), link, 1)
+        return _Extent(axis, len(places), link, link, 1)
     stride = min(b - a for a, b in itertools.pairwise(places))
     closed = axis.wraps and len(places) * stride == axis.size
     # Rings with gaps share their links with the rings in the gaps; a line has one way out at its
     # ends.
-    return _Extent(axis, len(places), (2 if closed else 1) * link / stride, stride)
+    return _Extent(axis, len(places), (2 if closed else 1) * link / stride, link, stride)
 
 
 def _group_time(kind: str, payload: float, size: int, extents: Sequence[_Extent]) -> float:
-    torus = [e for e in extents if e.axis.fabric is Fabric.TORUS]
-    switches = [e for e in extents if e.axis.fabric is Fabric.SWITCH]
-    levels = ([torus] if torus else []) + [[e] for e in switches]
+    levels = _levels(extents)
     if math.prod(e.places for e in extents) != size:  # no sub-grid: a ring over the slowest axis
         levels = [[min(extents, key=lambda e: e.bytes_per_s)]] if extents else []
     seconds, inside = 0.0, 1
     for level in levels:
         width = math.prod(e.places for e in level) if len(levels) > 1 else size
-        rate = sum(e.bytes_per_s for e in level)
-        latency = sum(e.axis.latency_s * e.hops * (e.places - 1) for e in level)
+        latency = sum(e.axis.latency_s * e.stride * (e.places - 1) for e in level)
         moved = _moved(kind, payload / inside, width, level)
-        seconds += moved / rate + _PASSES.get(kind, 1) * latency
+        seconds += moved / _rate(level) + _PASSES.get(kind, 1) * latency
         inside *= width
     return seconds
+
+
+def _levels(extents: Sequence[_Extent]) -> list[list[_Extent]]:
+    """The fabrics that a group spans, innermost first; the axes of one torus are one fabric."""
+    levels: list[list[_Extent]] = []
+    for extent in extents:
+        torus = extent.axis.fabric is Fabric.TORUS
+        if torus and levels and levels[-1][0].axis.fabric is Fabric.TORUS:
+            levels[-1].append(extent)
+        else:
+            levels.append([extent])
+    return levels
+
+
+def _rate(level: Sequence[_Extent]) -> float:
+    """A device's bytes/s through a fabric, one way.
+
+    Whole axes of a torus work side by side. Where a group has parts of several axes, libtpu runs a
+    single ring through all its members (read off the strategies that it names in its programs).
+    """
+    if len(level) == 1 or all(e.places == e.axis.size for e in level):
+        return sum(e.bytes_per_s for e in level)
+    return min(2 * e.link_bytes_per_s for e in level) / max(e.stride for e in level)
 
 
 def _moved(kind: str, payload: float, width: int, level: Sequence[_Extent]) -> float:

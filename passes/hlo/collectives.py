@@ -71,7 +71,10 @@ def collective_of(module: HloModule, c: Computation, i: Instruction) -> Collecti
     if i.opcode in COLLECTIVES:
         return _plain(module, c, i, i.opcode, Phase.WHOLE)
     if i.opcode in _STARTS:
-        return _plain(module, c, i, _STARTS[i.opcode], Phase.START)
+        # GPU compilers write pairs, too, where nothing shall run beside them.
+        together = '"is_sync":true' in i.attributes.get("backend_config", "")
+        phase = Phase.WHOLE if together else Phase.START
+        return _plain(module, c, i, _STARTS[i.opcode], phase)
     if i.opcode.endswith("-done") and i.opcode.removesuffix("-done") in COLLECTIVES:
         key = i.operands[0] if i.operands else i.name
         return Collective(i.opcode.removesuffix("-done"), Phase.DONE, key, 0, 0, ())

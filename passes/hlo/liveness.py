@@ -7,6 +7,7 @@ compiler's figure (`memory_analysis`), which also counts what its allocator lose
 
 import dataclasses
 import itertools
+import re
 
 from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.shapes import Array, Shape
@@ -47,6 +48,7 @@ class _Buffers:
         self.values: dict[str, Value] = {}
         self.made: dict[Buffer, tuple[int, int]] = {}  # -> (position, bytes)
         self.last: dict[Buffer, int] = {}
+        self.donated = _donated(module) if computation.is_entry else frozenset[int]()
 
     def run(self) -> list[_Live]:
         for position, i in enumerate(self.computation.instructions):
@@ -55,8 +57,10 @@ class _Buffers:
                     self.last[buffer] = position
             self.values[i.name] = self._value(i, position)
         end = len(self.computation.instructions)
-        for buffer in self.values.get(self.computation.root.name, ()):
+        for number, buffer in enumerate(self.values.get(self.computation.root.name, ())):
             self.last[buffer] = end
+            if number in self.donated and buffer in self.made:
+                self.made[buffer] = (self.made[buffer][0], 0)  # it lies where an input was
         return [
             _Live(buffer, size, begin, self.last.get(buffer, begin))
             for buffer, (begin, size) in self.made.items()
@@ -95,7 +99,7 @@ class _Buffers:
     def _fresh(
         self, i: Instruction, position: int, shapes: list[Array], given: list[Value]
     ) -> Value:
-        shared = self._in_place(i, shapes, given)
+        shared = {**_aliased(i, shapes, given), **self._in_place(i, shapes, given)}
         value = []
         for number, shape in enumerate(shapes):
             buffer = shared.get(number)
@@ -123,6 +127,26 @@ class _Buffers:
         return found
 
 
+_ALIAS = re.compile(r"\{(\d{0,6})\}: \((\d{1,6}), \{\}")
+
+
+def _aliased(i: Instruction, shapes: list[Array], given: list[Value]) -> dict[int, Buffer]:
+    """Results that are an operand's buffer: as the compiler writes, or handed on by a start."""
+    found: dict[int, Buffer] = {}
+    for output, operand in _ALIAS.findall(i.attributes.get("output_to_operand_aliasing", "")):
+        number = int(output or 0)
+        if number < len(shapes) and int(operand) < len(given) and len(given[int(operand)]) == 1:
+            found[number] = given[int(operand)][0]
+    if i.opcode.endswith("-start"):
+        # The operand stands among the results, behind or before what is made.
+        left = [buffer for value in given for buffer in value]
+        order = range(len(shapes)) if i.opcode != "copy-start" else range(len(shapes) - 1, -1, -1)
+        for number in order:
+            if left and shapes[number].dims and number not in found:
+                found[number] = left.pop(0)
+    return found
+
+
 def _updated_parameter(inner: Computation, i: Instruction | None) -> int | None:
     """Number of the parameter that a result updates in place or hands on; None if neither."""
     for _ in range(_MAX_NESTING):
@@ -134,6 +158,12 @@ def _updated_parameter(inner: Computation, i: Instruction | None) -> int | None:
             return None
         i = inner.by_name.get(i.operands[0])
     return None
+
+
+def _donated(module: HloModule) -> frozenset[int]:
+    """Numbers of the program's results that reuse an input's buffer."""
+    text = module.attributes.get("input_output_alias", "")
+    return frozenset(int(n) for n in re.findall(r"\{(\d{1,6})\}: \(", text))
 
 
 @dataclasses.dataclass(frozen=True)
