@@ -10,9 +10,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from autoshard import graph as graphs
 from autoshard.errors import BatchError
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh, coalesce, rename, split_into_primes
-from autoshard.named_dims import Analysis
+from autoshard.named_dims import Analysis, Source
 from autoshard.rule_sets.base import (
     Choices,
     ClassChoice,
@@ -226,10 +227,21 @@ def _arrays(
         for choice in choices.leaves:
             leaf_choices.setdefault((choice.position, choice.storage), choice)
     analysis = context.subject.analysis
+    scanned = scanned_atoms(analysis)
     return [
-        _array(context, chosen, leaf_choices, position, stage)
+        _array(context, chosen, leaf_choices, position, stage, scanned)
         for position in range(len(analysis.program.inputs))
     ]
+
+
+def scanned_atoms(analysis: Analysis) -> frozenset[int]:
+    """Atoms of the dimensions along which the program scans over stacks of parameters."""
+    return frozenset(
+        atom
+        for op in analysis.graph.ops
+        if op.primitive == graphs.SCAN_XS and analysis.sources[op.inputs[0]] == Source.PARAMETER
+        for atom in analysis.dims[op.inputs[0]][0]
+    )
 
 
 def _array(
@@ -238,6 +250,7 @@ def _array(
     leaf_choices: Mapping[tuple[int, bool], LeafChoice],
     position: int,
     stage: int,
+    scanned: frozenset[int],
 ) -> ArrayLayout:
     analysis: Analysis = context.subject.analysis
     leaf, dims = analysis.program.inputs[position], analysis.leaf_dims(position)
@@ -258,7 +271,8 @@ def _array(
     labels = context.subject.names.label(dims)
     if leaf.role is not Role.PARAMETER:
         return ArrayLayout(leaf, labels, compute, compute, compute, compute, rule, why)
-    sharded = _spread(leaf.shape, stored, context.data_parts, of_part) if stage else stored
+    whole = [not scanned.isdisjoint(dim) for dim in dims]
+    sharded = _spread(leaf.shape, stored, context.data_parts, of_part, whole) if stage else stored
     if stage and sharded != stored:
         rule = f"{rule}+zero{stage}" if rule else f"zero{stage}"
         why = f"{why}; " if why != "replicated" else ""
@@ -279,24 +293,30 @@ def _array(
 
 
 def _spread(
-    shape: tuple[int, ...], spec: Spec, parts: tuple[str, ...], of_part: Mapping[str, int]
+    shape: tuple[int, ...],
+    spec: Spec,
+    parts: tuple[str, ...],
+    of_part: Mapping[str, int],
+    whole: Sequence[bool],
 ) -> Spec:
     """Add data parts to a spec: all to one dimension if one takes them, else as many as dimensions
     take.
 
     A dimension that is not sharded yet is preferred, so that gathering is one contiguous
-    all-gather; among those, the largest.
+    all-gather; among those, the largest. Those that are to stay `whole` get none: one iteration of
+    a loop over a dimension that is cut would need what other devices hold.
     """
     already = {p for dim in spec for p in dim}
     parts = tuple(p for p in parts if p not in already)
     local = [
         size // math.prod(of_part[p] for p in dim) for size, dim in zip(shape, spec, strict=True)
     ]
-    order = sorted(range(len(shape)), key=lambda d: (bool(spec[d]), -local[d], d))
+    free = [d for d in range(len(shape)) if not whole[d]]
+    order = sorted(free, key=lambda d: (bool(spec[d]), -local[d], d))
     total = math.prod(of_part[p] for p in parts)
-    whole = [d for d in order if local[d] % total == 0 and local[d] >= total]
+    takes_all = [d for d in order if local[d] % total == 0 and local[d] >= total]
     result = list(spec)
-    for d in whole[:1] or order:
+    for d in takes_all[:1] or order:
         taken, parts = take_parts(of_part, parts, local[d])
         result[d] = result[d] + taken
     return tuple(result)

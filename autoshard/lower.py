@@ -1,9 +1,9 @@
 """From a program and a plan to functions that run on the mesh: autodiff, optimizer, constraints.
 
 Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use,
-and again in the backward pass: the gathered copies are excluded from what is saved. The gradient
-of that gather is constrained to the gradient's own layout, so that the partitioner reduces and
-scatters instead of all-reducing at full size.
+slice by slice where the program scans over a stack of them, and again in the backward pass
+(`passes.lazy_inputs`). The gradient of that gather is constrained to the gradient's own layout, so
+that the partitioner reduces and scatters instead of all-reducing at full size.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from autoshard.plan import Plan
 from autoshard.precision import cast_floating
 from autoshard.state import TrainState
 from autoshard.trace import TracedModel
-from passes import ir
+from passes.lazy_inputs import with_lazy_inputs
 from passes.program import Role
 
 
@@ -116,41 +116,72 @@ def make_shardings(plan: Plan, mesh: Mesh, traced: TracedModel, opt_state: Any) 
     )
 
 
-def _gather(stored: NamedSharding, used: NamedSharding, gradient: NamedSharding) -> Any:
-    """An identity that lays its argument out for use, and its cotangent as the gradient is kept."""
+@dataclasses.dataclass(frozen=True)
+class ParameterGather:
+    """An identity that lays a parameter out for use, and its cotangent as the gradient is kept.
 
-    @jax.custom_vjp
-    def gather(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, used)
+    Attributes:
+      path: of the parameter.
+      mesh: the mesh.
+      stored, used, gradient: layouts.
+    """
 
-    def forward(x: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.with_sharding_constraint(x, used), None
+    path: str
+    mesh: Mesh
+    stored: PartitionSpec
+    used: PartitionSpec
+    gradient: PartitionSpec
 
-    def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
-        return (jax.lax.with_sharding_constraint(cotangent, gradient),)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The parameter, laid out for use."""
+        used, gradient = self._sharding(self.used), self._sharding(self.gradient)
 
-    gather.defvjp(forward, backward)
-    if stored == used:
-        return lambda x: x
-    return gather
+        @jax.custom_vjp
+        def gather(x: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(x, used)
+
+        def forward(x: jax.Array) -> tuple[jax.Array, None]:
+            return jax.lax.with_sharding_constraint(x, used), None
+
+        def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+            return (jax.lax.with_sharding_constraint(cotangent, gradient),)
+
+        gather.defvjp(forward, backward)
+        return gather(x)
+
+    def of_slice(self, dim: int) -> "ParameterGather | None":
+        """The gather of a slice along `dim`; None where the stored parameter is cut along `dim`."""
+        if self.stored[dim] is not None:
+            return None
+        without = [
+            PartitionSpec(*spec[:dim], *spec[dim + 1 :])
+            for spec in (self.stored, self.used, self.gradient)
+        ]
+        return ParameterGather(self.path, self.mesh, *without)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
 
 
-# Made again in the backward pass rather than saved: a gathered parameter, and what a model makes of
-# one before it uses it (a cast, another shape), which would keep the gathered copy alive as well.
-_REMADE = frozenset(
-    """sharding_constraint convert_element_type reshape transpose broadcast_in_dim squeeze
-    copy""".split()
-)
+def _gathers(traced: TracedModel, shardings: Shardings) -> list[ParameterGather | None]:
+    """For each input of the program how it is gathered, or None."""
+    stored, used, gradient = (
+        jax.tree.leaves(tree)
+        for tree in (shardings.state.params, shardings.compute, shardings.gradient)
+    )
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(traced.params)]
+    gathers: list[ParameterGather | None] = [None] * len(traced.program.inputs)
+    for position, (path, s, u, g) in enumerate(zip(paths, stored, used, gradient, strict=True)):
+        if s != u:
+            gathers[position] = ParameterGather(path, s.mesh, s.spec, u.spec, g.spec)
+    return gathers
 
 
-def _save_all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """A remat policy: whether a result is saved for the backward pass."""
-    return primitive.name not in _REMADE
-
-
-def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]:
+def forward_function(
+    traced: TracedModel, shardings: Shardings
+) -> Callable[..., tuple[Any, Any, Any]]:
     """(params, model_state, batch, rng) -> (loss, model state, metrics), by the traced program."""
-    function = ir.as_function(traced.program.jaxpr)
+    function = with_lazy_inputs(traced.program.jaxpr, _gathers(traced, shardings))
     state_structure = jax.tree.structure(traced.model_state)
     state_count = len(jax.tree.leaves(traced.model_state))
     metrics_structure = jax.tree.structure(traced.metrics)
@@ -166,22 +197,11 @@ def forward_function(traced: TracedModel) -> Callable[..., tuple[Any, Any, Any]]
 
 def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
     """(params, model_state, batch, rng) -> ((loss, (model state, metrics)), gradients)."""
-    forward = forward_function(traced)
-    gathers = jax.tree.map(_gather, shardings.state.params, shardings.compute, shardings.gradient)
-    regather = any(
-        a != b
-        for a, b in zip(
-            jax.tree.leaves(shardings.state.params), jax.tree.leaves(shardings.compute), strict=True
-        )
-    )
+    forward = forward_function(traced, shardings)
 
     def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
-        used = jax.tree.map(lambda gather, x: gather(x), gathers, params)
-        value, new_state, metrics = forward(used, model_state, batch, rng)
+        value, new_state, metrics = forward(params, model_state, batch, rng)
         return value, (new_state, metrics)
-
-    if regather:
-        loss = jax.checkpoint(loss, policy=_save_all_but_gathered)
 
     def gradient(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         result, gradients = jax.value_and_grad(loss, has_aux=True)(params, model_state, batch, rng)
@@ -214,12 +234,11 @@ def make_step(
 
 def make_eval(traced: TracedModel, shardings: Shardings) -> Callable[[TrainState, Any], Any]:
     """(state, batch) -> metrics, nothing updated, dropout off."""
-    forward = forward_function(traced)
+    forward = forward_function(traced, shardings)
 
     def evaluate(state: TrainState, batch: Any) -> dict[str, Any]:
-        params = jax.lax.with_sharding_constraint(state.params, shardings.compute)
         rng = jax.random.fold_in(state.rng, state.step)
-        loss, _, extra = forward(params, state.model_state, batch, rng)
+        loss, _, extra = forward(state.params, state.model_state, batch, rng)
         return {"loss": loss, **dict(extra)}
 
     return evaluate

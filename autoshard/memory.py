@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from autoshard import graph as graphs
-from autoshard.layouts import ArrayLayout, Layout
+from autoshard.layouts import ArrayLayout, Layout, scanned_atoms
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis
 from passes.program import Role
@@ -30,7 +30,8 @@ class MemoryEstimate:
       parameters_bytes: parameters as stored (exact).
       optimizer_bytes: optimizer state (exact).
       gradients_bytes: gradients as kept (exact).
-      gathered_bytes: parameters gathered for use, at most the largest one when they are regathered.
+      gathered_bytes: parameters gathered for use, at most the largest one when they are regathered;
+        of a stack that is scanned over, one slice.
       other_bytes: model state and batch (exact).
       activations_bytes: what is alive at the peak of the gradient program (estimated, no fusion of
         reductions, elementwise results that are used at once counted as fused).
@@ -78,7 +79,7 @@ def estimate_memory(
     shards = layout.mesh.refined.by_name
     parameters = [a for a in layout.arrays if a.leaf.role is Role.PARAMETER]
     others = [a for a in layout.arrays if a.leaf.role in (Role.MODEL_STATE, Role.BATCH)]
-    gathered = [local_size(a, a.compute, shards) for a in parameters if a.compute != a.param]
+    gathered = _gathered_sizes(analysis, layout, shards)
     return MemoryEstimate(
         parameters_bytes=sum(local_size(a, a.param, shards) for a in parameters),
         optimizer_bytes=state.optimizer_bytes,
@@ -87,6 +88,19 @@ def estimate_memory(
         other_bytes=sum(local_size(a, a.param, shards) for a in others),
         activations_bytes=int(_peak_bytes(analysis, local_bytes)),
     )
+
+
+def _gathered_sizes(analysis: Analysis, layout: Layout, shards: Mapping[str, int]) -> list[int]:
+    """Bytes of each parameter that is gathered for use; of a scanned stack, those of one slice."""
+    scanned = scanned_atoms(analysis)
+    sizes = []
+    for position, array in enumerate(layout.arrays):
+        if array.leaf.role is not Role.PARAMETER or array.compute == array.param:
+            continue
+        atoms = {a for dim in analysis.leaf_dims(position) for a in dim} & scanned
+        slices = math.prod(analysis.sizes[a] for a in atoms)
+        sizes.append(local_size(array, array.compute, shards) // slices)
+    return sizes
 
 
 def _peak_bytes(analysis: Analysis, local_bytes: Callable[[int], float]) -> float:

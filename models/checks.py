@@ -17,8 +17,8 @@ def check_fields(config: Dataclass) -> None:
     """Raises ValueError, naming the field, where a value does not suit the field's type.
 
     An `int`, or each in a `tuple[int, ...]`, must be a positive integer, since all of them are
-    sizes or counts; a `Literal` one of its values; `dropout_rate` in [0, 1); `dtype` the name of a
-    floating-point type. The rest is not checked.
+    sizes or counts; a `bool` True or False; a `Literal` one of its values; `dropout_rate` in
+    [0, 1); `dtype` the name of a floating-point type. The rest is not checked.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -33,6 +33,8 @@ def _problem(name: str, hint: object, value: object) -> str | None:
         return "must be a positive integer"
     if hint == tuple[int, ...] and not (isinstance(value, tuple) and all(map(_is_size, value))):
         return "must be a tuple of positive integers"
+    if hint is bool and not isinstance(value, bool):
+        return "must be True or False"
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
         return f"must be one of {', '.join(map(repr, typing.get_args(hint)))}"
     if name == "dropout_rate" and not (isinstance(value, int | float) and 0 <= value < 1):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.checks import check_divides, check_fields
-from models.spec import BatchSpec, ModelSpec, text_batch
-from models.transformer import PreNormBlock, causal_mask
+from models.spec import BatchSpec, ModelSpec, Remat, text_batch
+from models.transformer import PreNormBlock, causal_mask, run_blocks
 
 INIT_STD = 0.02
 
@@ -34,6 +34,9 @@ class GPT2Config:
         dropout_rate: of embeddings, attention weights and residual branches.
         pad_vocab_to: the embedding table, and so the logits, are widened to a multiple of this,
             that the vocabulary may be cut evenly (50257 is 29 * 1733).
+        scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
+            compile does not grow with depth.
+        remat: what the backward pass computes again: "none", or "full", each block from its input.
         dtype: of the computation; parameters are float32.
     """
 
@@ -45,6 +48,8 @@ class GPT2Config:
     mlp_ratio: int = 4
     dropout_rate: float = 0.1
     pad_vocab_to: int = 1
+    scan_layers: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
 
     input_key: ClassVar[str] = "tokens"
@@ -99,18 +104,27 @@ class GPT2(nn.Module):
         x = wte(tokens) + wpe(jnp.arange(seq_len)[None])
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=deterministic)
         mask = causal_mask(seq_len)
-        for layer in range(cfg.num_layers):
-            x = PreNormBlock(
-                num_heads=cfg.num_heads,
-                hidden=cfg.mlp_ratio * cfg.d_model,
-                activation=functools.partial(nn.gelu, approximate=True),
-                dropout_rate=cfg.dropout_rate,
-                norm_epsilon=1e-5,
-                kernel_init=normal,
-                out_kernel_init=scaled_normal,
-                dtype=dtype,
-                name=f"h_{layer}",
-            )(x, mask, deterministic=deterministic)
+        make_block = functools.partial(
+            PreNormBlock,
+            num_heads=cfg.num_heads,
+            hidden=cfg.mlp_ratio * cfg.d_model,
+            activation=functools.partial(nn.gelu, approximate=True),
+            dropout_rate=cfg.dropout_rate,
+            norm_epsilon=1e-5,
+            kernel_init=normal,
+            out_kernel_init=scaled_normal,
+            dtype=dtype,
+        )
+        x = run_blocks(
+            make_block,
+            x,
+            mask,
+            num_layers=cfg.num_layers,
+            prefix="h",
+            scan_layers=cfg.scan_layers,
+            remat=cfg.remat,
+            deterministic=deterministic,
+        )
         x = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="ln_f")(x)
         return wte.attend(x)
 

@@ -10,6 +10,7 @@ heads, G = H / N query heads to a key head, K width of one head, F hidden width,
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -18,7 +19,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from models.checks import check_divides, check_fields
-from models.spec import BatchSpec, ModelSpec, NnxBuilder, text_batch
+from models.spec import BatchSpec, ModelSpec, NnxBuilder, Remat, text_batch
 
 INIT_STD = 0.02
 
@@ -38,6 +39,9 @@ class LlamaConfig:
         d_ff: hidden width of the MLP, F.
         rope_theta: base of the rotary frequencies.
         norm_epsilon: of every RMSNorm.
+        scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
+            compile does not grow with depth.
+        remat: what the backward pass computes again: "none", or "full", each block from its input.
         dtype: of the computation; parameters are float32.
     """
 
@@ -50,6 +54,8 @@ class LlamaConfig:
     d_ff: int = 14336
     rope_theta: float = 500000.0
     norm_epsilon: float = 1e-5
+    scan_layers: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
 
     input_key: ClassVar[str] = "tokens"
@@ -203,6 +209,37 @@ class LlamaBlock(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def _listed(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.List[LlamaBlock]:
+    return nnx.List([LlamaBlock(config, rngs) for _ in range(config.num_layers)])
+
+
+def _stacked(config: LlamaConfig, rngs: nnx.Rngs) -> LlamaBlock:
+    """All blocks as one, each of its parameters with a leading dimension of layers."""
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> LlamaBlock:
+        return LlamaBlock(config, rngs)
+
+    block: LlamaBlock = make(rngs)
+    return block
+
+
+def _run_block(x: jax.Array, block: LlamaBlock, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    return block(x, cos, sin)
+
+
+def _block_runner(config: LlamaConfig) -> Callable[..., jax.Array]:
+    if config.remat == "none":
+        return _run_block
+    # A loop's backward pass is a loop of its own: no common subexpression can undo the remat.
+    # Blocks change no variable (graph=False), so parameters are not handed back as results.
+    runner: Callable[..., jax.Array] = nnx.remat(
+        _run_block, prevent_cse=not config.scan_layers, graph=False
+    )
+    return runner
+
+
 class Llama(nnx.Module):
     """The language model: tokens to logits of the next token."""
 
@@ -215,7 +252,7 @@ class Llama(nnx.Module):
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
-        self.layers = nnx.List([LlamaBlock(config, rngs) for _ in range(config.num_layers)])
+        self.layers = _stacked(config, rngs) if config.scan_layers else _listed(config, rngs)
         self.norm = _norm(config, rngs)
         self.lm_head = _linear(config, config.d_model, config.vocab_size, rngs)
 
@@ -223,9 +260,16 @@ class Llama(nnx.Module):
         """Maps tokens, int32[B, S], to logits, [B, S, V], in the compute dtype."""
         cfg = self.config
         cos, sin = rotary_tables(jnp.arange(tokens.shape[1]), cfg.head_dim, cfg.rope_theta)
+        run = _block_runner(cfg)
         x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        if isinstance(self.layers, LlamaBlock):
+            axes = (nnx.Carry, 0, None, None)
+            x = nnx.scan(run, in_axes=axes, out_axes=nnx.Carry, graph=False)(
+                x, self.layers, cos, sin
+            )
+        else:
+            for layer in self.layers:
+                x = run(x, layer, cos, sin)
         return self.lm_head(self.norm(x))
 
 
@@ -247,13 +291,15 @@ SPECS: tuple[ModelSpec, ...] = (
     ModelSpec(
         name="llama3_8b",
         family="llama",
-        config=LlamaConfig(),
+        config=LlamaConfig(scan_layers=True, remat="full"),
         source="arXiv:2407.21783, table 3; https://huggingface.co/meta-llama/Meta-Llama-3-8B",
     ),
     ModelSpec(
         name="llama3_70b",
         family="llama",
-        config=LlamaConfig(d_model=8192, num_layers=80, num_heads=64, d_ff=28672),
+        config=LlamaConfig(
+            d_model=8192, num_layers=80, num_heads=64, d_ff=28672, scan_layers=True, remat="full"
+        ),
         source="arXiv:2407.21783, table 3; https://huggingface.co/meta-llama/Meta-Llama-3-70B",
     ),
 )

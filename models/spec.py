@@ -8,7 +8,7 @@ their own input, shifted, and carry no label.
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from flax import nnx
 from models.checks import Dataclass
 
 BatchSpec = dict[str, jax.ShapeDtypeStruct]
+
+Remat = Literal["none", "full"]
 
 
 class NnxBuilder(Protocol):

@@ -16,6 +16,8 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from models.spec import Remat
+
 Activation = Callable[[jax.Array], jax.Array]
 
 
@@ -131,3 +133,49 @@ class PreNormBlock(nn.Module):
             name="mlp",
         )(norm(name="ln_2")(x))
         return x + dropout()(transformed)
+
+
+def run_blocks(
+    make_block: Callable[..., PreNormBlock],
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    num_layers: int,
+    prefix: str,
+    scan_layers: bool,
+    remat: Remat,
+    deterministic: bool,
+) -> jax.Array:
+    """Maps [B, S, D] to [B, S, D] by `num_layers` blocks; called from a compact method.
+
+    Args:
+        make_block: makes a block of a given `name`.
+        x: [B, S, D].
+        mask: bool, broadcastable to [B, H, S, T].
+        num_layers: L.
+        prefix: blocks are called `<prefix>_0` and so on.
+        scan_layers: one block called `prefix`, its parameters stacked to [L, ...], and a loop.
+        remat: "full" where the backward pass computes each block again from its input.
+        deterministic: no dropout.
+    """
+
+    def run(block: PreNormBlock, x: jax.Array) -> jax.Array:
+        return block(x, mask, deterministic=deterministic)
+
+    def scanned(block: PreNormBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return run_again(block, x), None
+
+    # A loop's backward pass is a loop of its own: no common subexpression can undo the remat.
+    run_again = nn.remat(run, prevent_cse=not scan_layers) if remat == "full" else run
+    if not scan_layers:
+        for layer in range(num_layers):
+            x = run_again(make_block(name=f"{prefix}_{layer}"), x)
+        return x
+    loop = nn.scan(
+        scanned,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=num_layers,
+    )
+    x, _ = loop(make_block(name=prefix), x, None)
+    return x

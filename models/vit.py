@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.checks import check_divides, check_fields
-from models.spec import BatchSpec, ModelSpec, labelled_batch
-from models.transformer import PreNormBlock
+from models.spec import BatchSpec, ModelSpec, Remat, labelled_batch
+from models.transformer import PreNormBlock, run_blocks
 
 Pooling = Literal["mean", "class_token"]
 
@@ -35,6 +35,9 @@ class ViTConfig:
         num_classes: width of the output.
         pooling: how the sequence becomes one vector.
         dropout_rate: of embeddings, attention weights and residual branches.
+        scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
+            compile does not grow with depth.
+        remat: what the backward pass computes again: "none", or "full", each block from its input.
         dtype: of the computation; parameters are float32.
     """
 
@@ -48,6 +51,8 @@ class ViTConfig:
     num_classes: int = 1000
     pooling: Pooling = "mean"
     dropout_rate: float = 0.0
+    scan_layers: bool = False
+    remat: Remat = "none"
     dtype: str = "float32"
 
     input_key: ClassVar[str] = "image"
@@ -104,18 +109,26 @@ class ViT(nn.Module):
         x = x + positions.astype(dtype)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=deterministic)
 
-        for layer in range(cfg.num_layers):
-            x = PreNormBlock(
-                num_heads=cfg.num_heads,
-                hidden=cfg.d_ff,
-                activation=functools.partial(nn.gelu, approximate=False),
-                dropout_rate=cfg.dropout_rate,
-                norm_epsilon=1e-6,
-                kernel_init=xavier,
-                out_kernel_init=xavier,
-                dtype=dtype,
-                name=f"block_{layer}",
-            )(x, deterministic=deterministic)
+        make_block = functools.partial(
+            PreNormBlock,
+            num_heads=cfg.num_heads,
+            hidden=cfg.d_ff,
+            activation=functools.partial(nn.gelu, approximate=False),
+            dropout_rate=cfg.dropout_rate,
+            norm_epsilon=1e-6,
+            kernel_init=xavier,
+            out_kernel_init=xavier,
+            dtype=dtype,
+        )
+        x = run_blocks(
+            make_block,
+            x,
+            num_layers=cfg.num_layers,
+            prefix="block",
+            scan_layers=cfg.scan_layers,
+            remat=cfg.remat,
+            deterministic=deterministic,
+        )
         x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x)
         x = x[:, 0] if cfg.pooling == "class_token" else x.mean(axis=1)
         # Not the paper's zeros: with those no gradient reaches the body in the first step.

@@ -4,13 +4,15 @@ Everything of `jax.extend` that the toolkit needs is re-exported from here under
 that a JAX release which moves something costs one edit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+import jax
+from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 __all__ = [
     "CALLS",
+    "CHECKPOINTS",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -20,7 +22,11 @@ __all__ = [
     "callee",
     "closed",
     "equations",
+    "inlined",
+    "is_dropped",
     "is_literal",
+    "located",
+    "part",
     "scan_counts",
     "source_line",
 ]
@@ -41,6 +47,9 @@ CALLS: dict[str, str] = {
     "custom_lin": "call_jaxpr",
     "shard_alike": "jaxpr",
 }
+
+# The names that `jax.checkpoint` has had.
+CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
 
 
 def closed(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:
@@ -80,6 +89,51 @@ def as_function(program: ClosedJaxpr) -> Callable[..., list[Any]]:
 def is_literal(atom: Any) -> bool:
     """Whether an equation's operand is a literal rather than a variable."""
     return isinstance(atom, Literal)
+
+
+def is_dropped(var: Any) -> bool:
+    """Whether a result of an equation is thrown away."""
+    return isinstance(var, DropVar)
+
+
+def part(jaxpr: Jaxpr, eqns: Sequence[JaxprEqn], reads: Sequence[Var], makes: Sequence[Var]) -> Any:
+    """A function from the values of `reads` to those of `makes`, by some equations of `jaxpr`.
+
+    Source lines and name scopes of the equations are kept.
+    """
+    smaller = jaxpr.replace(constvars=[], invars=list(reads), outvars=list(makes), eqns=list(eqns))
+    return jaxpr_as_fun(ClosedJaxpr(smaller, ()))
+
+
+def located(function: Callable[..., Any], eqn: JaxprEqn) -> Callable[..., Any]:
+    """`function`, of arrays, as if it stood where the user's own code made `eqn`.
+
+    What a compiler says about the result (source lines, scopes) then points there.
+    """
+
+    def run(*args: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        eqns = [_placed(inner, eqn, keep_line=False) for inner in program.jaxpr.eqns]
+        placed = ClosedJaxpr(program.jaxpr.replace(eqns=eqns), program.consts)
+        flat = jaxpr_as_fun(placed)(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+
+    return run
+
+
+def inlined(jaxpr: Jaxpr, eqn: JaxprEqn) -> Jaxpr:
+    """The program that `eqn` calls, to be evaluated in its place.
+
+    Equations that a library made in a function under `jit` know no line of the user's: they take
+    that of the call.
+    """
+    return jaxpr.replace(eqns=[_placed(inner, eqn, keep_line=True) for inner in jaxpr.eqns])
+
+
+def _placed(eqn: JaxprEqn, place: JaxprEqn, keep_line: bool) -> JaxprEqn:
+    info = eqn.source_info if keep_line and source_line(eqn) else place.source_info
+    scope = place.source_info.name_stack + eqn.source_info.name_stack
+    return eqn.replace(source_info=info.replace(name_stack=scope))
 
 
 def source_line(eqn: JaxprEqn) -> str:

@@ -129,21 +129,22 @@ def test_notes_name_what_makes_a_layout_dear() -> None:
     notes = compiled(Fused(), rules="redco").plan.notes
     assert any("is cut in pieces" in note for note in notes)
 
-    class Scanned(nn.Module):
+    class Stacked(nn.Module):
+        stack_inside: bool
+
         @nn.compact
         def __call__(self, x: jax.Array) -> jax.Array:
-            def layer(module: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-                return x + nn.Dense(8)(x), None
+            normal, shape = nn.initializers.normal(), (8, 8)
+            if self.stack_inside:
+                weights = jnp.stack([self.param(f"w{i}", normal, shape) for i in range(3)])
+            else:
+                weights = self.param("w", normal, (3, *shape))
+            return jax.lax.scan(lambda x, w: (x + x @ w, None), x, weights.astype(x.dtype))[0]
 
-            scan = nn.scan(
-                layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-            )
-            return scan(self, x, None)[0]
-
-    assert any(
-        "gathers each whole stack" in n for n in compiled(Scanned(), rules="zero3").plan.notes
-    )
-    assert compiled(Scanned(), rules="zero2").plan.notes == ()
+    made, kept = Stacked(stack_inside=True), Stacked(stack_inside=False)
+    assert any("stacks that it makes" in n for n in compiled(made, rules="zero3").plan.notes)
+    assert compiled(made, rules="zero2").plan.notes == ()
+    assert compiled(kept, rules="zero3").plan.notes == ()
 
 
 def test_scalars_beside_the_batch_and_among_arguments() -> None:

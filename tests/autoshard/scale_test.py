@@ -8,17 +8,22 @@ import resource
 import jax
 import autoshard, models
 
-spec = models.get("llama3_70b")
-compiled = autoshard.compile(
-    spec.build(), "data=8,model=8", batch=spec.example_batch(64, 4096), rules="zero3+redco")
-plan = compiled.plan
-matrices = [a for a in plan.arrays if len(a.leaf.shape) == 2 and a.leaf.role.value == "parameter"]
-assert len(matrices) == 80 * 7 + 2
-assert all(any("model" in d for d in a.compute) for a in matrices)
-# Norm scales are whole on the model axis; everything else is cut in 64.
-assert plan.cost.memory.parameters_bytes < 1.001 * 4 * spec.num_params / 64
-assert plan.notes == () and plan.unmodelled == ()
-assert not jax.live_arrays()
+def check(rank, count, **layers):
+    spec = models.get("llama3_70b", **layers)
+    compiled = autoshard.compile(
+        spec.build(), "data=8,model=8", batch=spec.example_batch(64, 4096), rules="zero3+redco")
+    plan = compiled.plan
+    matrices = [
+        a for a in plan.arrays if len(a.leaf.shape) == rank and a.leaf.role.value == "parameter"]
+    assert len(matrices) == count, len(matrices)
+    assert all(any("model" in d for d in a.compute) for a in matrices)
+    # Norm scales are whole on the model axis; everything else is cut in 64.
+    assert plan.cost.memory.parameters_bytes < 1.001 * 4 * spec.num_params / 64
+    assert plan.notes == () and plan.unmodelled == ()
+    assert not jax.live_arrays()
+
+check(2, 80 * 7 + 2, scan_layers=False, remat="none")
+check(3, 7)  # stacks of layers
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

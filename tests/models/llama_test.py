@@ -95,6 +95,7 @@ def test_keys_and_values_are_never_repeated():
 def test_shapes_of_a_layer_are_as_published():
     config = LlamaConfig(num_layers=1)
     model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0)))
+    assert isinstance(model.layers, nnx.List)
     layer = model.layers[0]
     assert layer.attn.q_proj.kernel.shape == (4096, 4096)
     assert layer.attn.k_proj.kernel.shape == (4096, 1024)
