@@ -25,12 +25,15 @@ class Target:
     Attributes:
       topology: the machine.
       shapes: the mesh shapes to choose from; one, unless the user left the mesh open.
-      devices: the devices in mesh order, or None when they are not here.
+      devices: the devices, or None when they are not here.
+      in_mesh_order: whether the user laid the devices out; else they are in their compiler's order
+        and the mesh is laid on their links.
     """
 
     topology: Topology
     shapes: tuple[MeshShape, ...]
     devices: tuple[Any, ...] | None
+    in_mesh_order: bool = True
 
     def mesh(self, split: SplitMesh) -> Mesh:
         """The mesh of devices, with the parts of `split` as axes, all of them Auto.
@@ -44,7 +47,7 @@ class Target:
         refined = split.refined
         if self.devices is None and self.topology.chip is None:
             raise DeviceError(self._absent(split))
-        devices = self.devices or compile_only_devices(self.topology, split.shape.sizes)
+        devices = self._in_order(split)
         return Mesh(
             np.array(devices, dtype=object).reshape(refined.sizes),
             refined.names,
@@ -58,12 +61,19 @@ class Target:
           MeshError: nothing is known of the chips: a real mesh of devices that no table lists.
         """
         order: tuple[int, ...] | None = None
-        if self.devices is None:
-            order = tuple(map(int, device_order(self.topology, split.shape.sizes)))
-        elif self.topology.chip is not None:
-            ranks = {d: rank for rank, d in enumerate(sorted(self.devices, key=lambda d: d.id))}
-            order = tuple(ranks[device] for device in self.devices)
+        if self.topology.chip is not None:
+            devices = self._in_order(split)
+            ranks = {d.id: rank for rank, d in enumerate(sorted(devices, key=lambda d: d.id))}
+            order = tuple(ranks[device.id] for device in devices)
         return machine_model(self.topology, order=order)
+
+    def _in_order(self, split: SplitMesh) -> tuple[Any, ...]:
+        """The devices in the order of the mesh, here or not."""
+        if self.devices is None:
+            return compile_only_devices(self.topology, split.shape.sizes)
+        if self.in_mesh_order:
+            return self.devices
+        return tuple(self.devices[i] for i in device_order(self.topology, split.shape.sizes))
 
     def _absent(self, split: SplitMesh) -> str:
         works = (
@@ -147,7 +157,7 @@ def resolve(mesh: Any) -> Target:
         topology = Topology(jax.default_backend(), mesh.device_count)
         return Target(topology, (mesh,), _local(topology))
     if isinstance(mesh, Topology):
-        return Target(mesh, factorisations(mesh.device_count, mesh.slices), _local(mesh))
+        return _on(mesh, factorisations(mesh.device_count, mesh.slices))
     raise MeshError(
         f"a mesh of type {type(mesh).__name__} is not understood: pass a jax.sharding.Mesh, a "
         "Topology, 'cpu:8' or 'data=2,model=4'"
@@ -162,7 +172,7 @@ def _topology_of(devices: tuple[Any, ...]) -> Topology:
     if chip is None or not chip.torus_dims or not hasattr(devices[0], "coords"):
         return plain
     coordinates = np.array([device.coords for device in devices])[:, : chip.torus_dims]
-    shape = tuple(int(size) for size in coordinates.max(axis=0) + 1)
+    shape = tuple(int(size) for size in np.ptp(coordinates, axis=0) + 1)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if math.prod(shape) * slices * chip.devices_per_chip != count:
         return plain
@@ -176,7 +186,12 @@ def _pinned(topology: Topology, shape: MeshShape) -> Target:
             f"{topology.device_count}: the axes' product must be {topology.device_count}, such as "
             f"{_example_shape(shape, topology.device_count)}"
         )
-    return Target(topology, (shape,), _local(topology))
+    return _on(topology, (shape,))
+
+
+def _on(topology: Topology, shapes: tuple[MeshShape, ...]) -> Target:
+    """A target of a topology's own devices, laid on its links where it has any."""
+    return Target(topology, shapes, _local(topology), in_mesh_order=not topology.chip)
 
 
 def _example_shape(shape: MeshShape, count: int) -> MeshShape:
@@ -194,7 +209,7 @@ def _local(topology: Topology) -> tuple[Any, ...] | None:
         return None
     if topology.chip is not None and devices[0].device_kind not in topology.chip.device_kinds:
         return None
-    return tuple(devices[: topology.device_count])
+    return tuple(sorted(devices[: topology.device_count], key=lambda device: int(device.id)))
 
 
 def check_context() -> None:
