@@ -64,6 +64,15 @@ def force_host_devices(text: str) -> None:
         os.environ["XLA_FLAGS"] = f"{xla_flags} --{_COUNT_FLAG}={count}".strip()
 
 
+def stay_on_cpu() -> None:
+    """Leaves accelerators of this machine alone: planning needs none, and they may be in use.
+
+    Must be called before JAX starts its backends; JAX_PLATFORMS in the environment prevails.
+    """
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def make_mesh(text: str) -> Mesh | str:
     """The mesh, or the topology's name for autoshard to read.
 

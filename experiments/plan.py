@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import autoshard
 import models
@@ -86,6 +86,7 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
     given = autoshard.Plan.load(config.plan) if config.plan else None
     topology = config.topology or (given.topology if given else "")
     mesh = config.mesh or (str(given.mesh.shape) if given else "")
+    devices.stay_on_cpu()
     devices.force_host_devices(topology)
     spec = model_spec(config)
     with waiter.phase(f"planning {spec.name} for {topology}"):
@@ -232,4 +233,5 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 if __name__ == "__main__":
     define_flags(PlanConfig)
     flags.adopt_module_key_flags(flag_fields)  # So that --help shows them.
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

@@ -90,6 +90,11 @@ def axis(title: str, **settings: Any) -> dict[str, Any]:
     return {"title": {"text": title}, "automargin": True, **settings}
 
 
+def legend_below(height_px: int) -> dict[str, Any]:
+    """A legend just below the title of the horizontal axis, in a chart of that height."""
+    return {"orientation": "h", "y": -62 / max(80, height_px - 100), "traceorder": "normal"}
+
+
 def vertical_line(x: float, text: str, color: str = VERMILION) -> dict[str, Any]:
     """Layout entries of a dashed line across the chart at `x`, with a label above it."""
     line = {

@@ -87,12 +87,10 @@ def kinds_chart(name: str, timelines: Sequence[tuple[str, Timeline]]) -> Chart:
     ]
     rows.sort(key=lambda pair: pair[1].kind)
     scale, unit = charts.scale_of(max((row.seconds for _, row in rows), default=0))
+    # A device can wait for longer than the collective is busy: for its stream to be free.
+    hidden = [max(0.0, row.seconds - row.exposed_s) for _, row in rows]
     parts = (
-        (
-            "hidden behind computation",
-            charts.SKY,
-            [max(0.0, r.seconds - r.exposed_s) for _, r in rows],
-        ),
+        ("hidden behind computation", charts.SKY, hidden),
         ("exposed", charts.VERMILION, [r.exposed_s for _, r in rows]),
     )
     traces = tuple(
@@ -109,20 +107,19 @@ def kinds_chart(name: str, timelines: Sequence[tuple[str, Timeline]]) -> Chart:
         }
         for part, color, values in parts
     )  # fmt: skip
+    height_px = 150 + 44 * len(rows)
     layout: dict[str, Any] = {
         "barmode": "stack",
         "xaxis": charts.axis(f"time a step, {unit}", rangemode="tozero"),
         "yaxis": charts.axis("", autorange="reversed"),
-        "legend": {"orientation": "h", "y": -0.35, "traceorder": "normal"},
+        "legend": charts.legend_below(height_px),
         "margin": {"t": 10},
     }
     words = "; ".join(
         f"{name} {format_seconds(row.seconds)}, of which {format_seconds(row.exposed_s)} exposed"
         for name, row in rows
     )
-    return Chart(
-        name, "Time in collectives", f"{words}. Simulated.", traces, layout, 150 + 44 * len(rows)
-    )
+    return Chart(name, "Time in collectives", f"{words}. Simulated.", traces, layout, height_px)
 
 
 def _kinds_table(timeline: Timeline) -> ElementTree.Element:

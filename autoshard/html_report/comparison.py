@@ -126,7 +126,7 @@ def _time(reports: Reports, names: Names) -> Section | None:
         "barmode": "stack",
         "xaxis": charts.axis(f"time in the step, {unit}", rangemode="tozero"),
         "yaxis": charts.axis("", autorange="reversed"),
-        "legend": {"orientation": "h", "y": -0.45, "traceorder": "normal"},
+        "legend": charts.legend_below(250),
         "margin": {"t": 10},
     }
     words = "; ".join(f"{name}: {format_seconds(t.step_s)}" for name, t in timelines)

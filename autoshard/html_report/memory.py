@@ -58,7 +58,7 @@ def kinds_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
         "xaxis": charts.axis(f"{unit} per device", rangemode="tozero"),
         "yaxis": charts.axis("", categoryorder="array", categoryarray=[*map(charts.label, order)],
                              autorange="reversed"),
-        "legend": {"orientation": "h", "y": -0.35, "traceorder": "normal"},
+        "legend": charts.legend_below(130 + 70 * len(order)),
         "margin": {"t": 30},
     }  # fmt: skip
     for capacity in sorted({c for _, r in reports if (c := hbm_capacity(r))}):
@@ -67,9 +67,7 @@ def kinds_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
             layout.setdefault(key, [])
             layout[key] += entries
     words = "; ".join(_in_words(label, report) for label, report in reports)
-    return Chart(
-        name, "HBM by kind", words, tuple(traces.values()), layout, 200 + 70 * 2 * len(reports)
-    )
+    return Chart(name, "HBM by kind", words, tuple(traces.values()), layout, 200 + 70 * len(order))
 
 
 def _bar(row: KindBytes) -> dict[str, Any]:
@@ -209,7 +207,10 @@ def curve_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
         f"{label + ': ' if label else ''}peak of {format_bytes(size)} at {format_seconds(time)}"
         for label, (time, size) in peaks.items()
     )
-    words += ". Simulated; the first iteration of a loop stands for all."
+    words += (
+        ". Simulated from what is alive when; the compiler allots more, as it places buffers side "
+        "by side. The first iteration of a loop stands for all."
+    )
     return Chart(name, "HBM over the step", words, tuple(traces), layout)
 
 

@@ -25,6 +25,7 @@ from passes.hlo.timeline import Basis, OperationCost
 
 MAX_DOTS = 200
 MAX_ROWS = 40
+HEIGHT_PX = 480
 
 
 def roofline_section(report: CompileReport) -> Section | None:
@@ -65,7 +66,7 @@ def roofline_chart(report: CompileReport, dots: tuple[OperationCost, ...]) -> Ch
     layout: dict[str, Any] = {
         "xaxis": charts.axis("arithmetic intensity, FLOP per byte of HBM", type="log"),
         "yaxis": charts.axis("achieved FLOP/s", type="log", exponentformat="SI"),
-        "legend": {"orientation": "h", "y": -0.25},
+        "legend": charts.legend_below(HEIGHT_PX),
         "margin": {"t": 10},
         "hovermode": "closest",
     }
@@ -75,7 +76,7 @@ def roofline_chart(report: CompileReport, dots: tuple[OperationCost, ...]) -> Ch
         f"step at {format_si(top.flops / top.seconds, 'FLOP/s')}. FLOPs and bytes are counted from "
         "the compiled program, times are simulated."
     )
-    return Chart("roofline", "Roofline", words, tuple(traces), layout, 480)
+    return Chart("roofline", "Roofline", words, tuple(traces), layout, HEIGHT_PX)
 
 
 def _dots(kind: str, members: list[OperationCost], longest: float) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def gantt_chart(name: str, timeline: Timeline) -> Chart:
     traces = tuple(_bars(kind, members, scale) for kind, members in kinds.items())
     lanes = list(dict.fromkeys(lane_of(span) for span in shown))
     lanes.sort(key=lambda lane: (lane != "compute", lane == LOOP_LANE, lane))
+    height_px = 190 + 46 * len(lanes)
     layout: dict[str, Any] = {
         "barmode": "overlay",
         "bargap": 0.25,
@@ -131,7 +132,7 @@ def gantt_chart(name: str, timeline: Timeline) -> Chart:
             categoryarray=[charts.label(lane) for lane in lanes], autorange="reversed",
         ),
         "shapes": [_rest(loop, scale) for loop in loops_of(timeline) if loop.iterations > 1],
-        "legend": {"orientation": "h", "y": -0.3},
+        "legend": charts.legend_below(height_px),
         "margin": {"t": 10},
         "dragmode": "zoom",
         "hovermode": "closest",
@@ -142,7 +143,7 @@ def gantt_chart(name: str, timeline: Timeline) -> Chart:
         f"{_how_many(shown, timeline)} A loop shows its first iteration; the shaded stretch behind "
         "it stands for the others."
     )
-    return Chart(name, "One step, by stream", words, traces, layout, 190 + 46 * len(lanes))
+    return Chart(name, "One step, by stream", words, traces, layout, height_px)
 
 
 def _how_many(shown: Sequence[Span], timeline: Timeline) -> str:

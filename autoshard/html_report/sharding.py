@@ -27,7 +27,11 @@ def sharding_section(report: CompileReport) -> Section:
                 f"device stores {format_bytes(stored)} of them."
             ),
             table(
-                "Arrays, grouped by layer", COLUMNS, map(cells, rows), numbers=(1, 6), class_="tall"
+                "Arrays, grouped by layer",
+                COLUMNS,
+                map(cells, rows),
+                numbers=(1, 6),
+                class_="tall compact",
             ),
             remark(
                 "n: arrays that differ in their layer's number (*) alone, their bytes summed up. A "
