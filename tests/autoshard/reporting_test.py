@@ -11,7 +11,7 @@ import pytest
 
 import autoshard
 import models
-from autoshard.compile_report import CompileReport, Comparison
+from autoshard.compile_report import Comparison, CompileReport
 from passes.hlo.trace import save_trace
 
 
