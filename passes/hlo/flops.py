@@ -4,6 +4,7 @@ A multiply-add is two. TPU fusions write batched products as convolutions whose 
 window, so only window positions that fall on data are counted (as XLA's own cost analysis does).
 """
 
+import functools
 import math
 import re
 
@@ -98,7 +99,6 @@ def _convolution(module: HloModule, c: Computation, i: Instruction) -> float:
     window = dict(_WINDOW.findall(i.attributes.get("window", "")))
     flops = 2.0 * out.dims[out_label.index("b")] * out.dims[out_label.index("f")]
     flops *= kernel.dims[kernel_label.index("i")]
-    groups = i.ints("batch_group_count")
     for number, digit in enumerate(sorted(ch for ch in out_label if ch.isdigit())):
         if digit not in left_label or digit not in kernel_label:
             return 0.0
@@ -106,10 +106,12 @@ def _convolution(module: HloModule, c: Computation, i: Instruction) -> float:
             left.dims[left_label.index(digit)],
             kernel.dims[kernel_label.index(digit)],
             out.dims[out_label.index(digit)],
-            window,
-            number,
+            _number(_entry(window, "pad", number, "0_0").split("_")[0]),
+            max(1, _number(_entry(window, "stride", number, "1"))),
+            max(1, _number(_entry(window, "lhs_dilate", number, "1"))),
+            max(1, _number(_entry(window, "rhs_dilate", number, "1"))),
         )
-    return flops / (groups[0] if groups and groups[0] else 1)
+    return flops
 
 
 def _entry(window: dict[str, str], key: str, number: int, default: str) -> str:
@@ -122,14 +124,11 @@ def _number(text: str) -> int:
     return int(text) if digits.isdigit() and len(digits) < 12 else 0
 
 
+@functools.lru_cache(maxsize=1024)
 def _valid_positions(
-    size: int, kernel: int, out: int, window: dict[str, str], number: int
+    size: int, kernel: int, out: int, low: int, stride: int, left_dilation: int, right_dilation: int
 ) -> float:
     """(output, kernel) index pairs of one dimension that meet an element of the input."""
-    low = _number(_entry(window, "pad", number, "0_0").split("_")[0])
-    stride = max(1, _number(_entry(window, "stride", number, "1")))
-    left_dilation = max(1, _number(_entry(window, "lhs_dilate", number, "1")))
-    right_dilation = max(1, _number(_entry(window, "rhs_dilate", number, "1")))
     if kernel > _MAX_WINDOW or not size:
         return float(out) * min(kernel, size)
     last = (size - 1) * left_dilation

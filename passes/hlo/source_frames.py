@@ -13,6 +13,8 @@ _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _ENTRY = re.compile(r"^(\d{1,9}) (.*)$")
 _FIELD = re.compile(r"(\w+)=(\d{1,9})")
 
+_MOST_FRAMES = 500
+
 # A frame in one of these is not what a user can change.
 _LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python")
 
@@ -45,9 +47,9 @@ class SourceTables:
 
     def _source(self, frame: int) -> str:
         first = ""
-        seen: set[int] = set()
-        while frame > 0 and frame not in seen:
-            seen.add(frame)
+        for _ in range(_MOST_FRAMES):  # a damaged table may have circles
+            if frame <= 0:
+                break
             fields = dict(_FIELD.findall(self._tables["StackFrames"].get(frame, "")))
             path, text = self._location(int(fields.get("file_location_id", 0)))
             if path and not any(part in path for part in _LIBRARIES):
