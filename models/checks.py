@@ -18,7 +18,7 @@ def check_fields(config: Dataclass) -> None:
 
     An `int`, or each in a `tuple[int, ...]`, must be a positive integer, since all of them are
     sizes or counts; a `bool` True or False; a `Literal` one of its values; `dropout_rate` in
-    [0, 1); `dtype` the name of a floating-point type. The rest is not checked.
+    [0, 1); `dtype` None or the name of a floating-point type. The rest is not checked.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -39,7 +39,7 @@ def _problem(name: str, hint: object, value: object) -> str | None:
         return f"must be one of {', '.join(map(repr, typing.get_args(hint)))}"
     if name == "dropout_rate" and not (isinstance(value, int | float) and 0 <= value < 1):
         return "must be at least 0 and less than 1"
-    if name == "dtype" and not _is_float_type(value):
+    if name == "dtype" and value is not None and not _is_float_type(value):
         return "must be the name of a floating-point type, for instance 'bfloat16'"
     return None
 
@@ -56,6 +56,11 @@ def _is_float_type(name: object) -> bool:
         return bool(jnp.issubdtype(jnp.dtype(name), jnp.floating))
     except TypeError:
         return False
+
+
+def compute_dtype(name: str | None) -> jnp.dtype | None:
+    """The dtype that a configuration names; None lets layers follow their parameters and inputs."""
+    return None if name is None else jnp.dtype(name)
 
 
 def check_divides(config: Dataclass, whole: str, part: str) -> None:

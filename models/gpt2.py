@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.checks import check_divides, check_fields
+from models.checks import check_divides, check_fields, compute_dtype
 from models.spec import BatchSpec, ModelSpec, Remat, text_batch
 from models.transformer import PreNormBlock, causal_mask, run_blocks
 
@@ -37,7 +37,7 @@ class GPT2Config:
         scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
             compile does not grow with depth.
         remat: what the backward pass computes again: "none", or "full", each block from its input.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation; None: of the parameters (made in float32) and inputs.
     """
 
     vocab_size: int = 50257
@@ -50,7 +50,7 @@ class GPT2Config:
     pad_vocab_to: int = 1
     scan_layers: bool = False
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: str | None = None
 
     input_key: ClassVar[str] = "tokens"
 
@@ -91,7 +91,7 @@ class GPT2(nn.Module):
                 f"GPT2: {seq_len} tokens, but max_seq_len={cfg.max_seq_len} positions were "
                 f"learned: shorten the sequence, or build with max_seq_len={seq_len}."
             )
-        dtype = jnp.dtype(cfg.dtype)
+        dtype = compute_dtype(cfg.dtype)
         normal = nn.initializers.normal(INIT_STD)
         # 2L branches add to the residual stream: this keeps its variance independent of depth.
         scaled_normal = nn.initializers.normal(INIT_STD / math.sqrt(2 * cfg.num_layers))

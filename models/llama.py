@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from models.checks import check_divides, check_fields
+from models.checks import check_divides, check_fields, compute_dtype
 from models.spec import BatchSpec, ModelSpec, NnxBuilder, Remat, text_batch
 
 INIT_STD = 0.02
@@ -42,7 +42,7 @@ class LlamaConfig:
         scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
             compile does not grow with depth.
         remat: what the backward pass computes again: "none", or "full", each block from its input.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation; None: of the parameters (made in float32) and inputs.
     """
 
     vocab_size: int = 128256
@@ -56,7 +56,7 @@ class LlamaConfig:
     norm_epsilon: float = 1e-5
     scan_layers: bool = False
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: str | None = None
 
     input_key: ClassVar[str] = "tokens"
 
@@ -141,7 +141,7 @@ def _linear(
         fan_out,
         use_bias=False,
         kernel_init=init or nnx.initializers.normal(INIT_STD),
-        dtype=jnp.dtype(config.dtype),
+        dtype=compute_dtype(config.dtype),
         rngs=rngs,
     )
 
@@ -153,7 +153,7 @@ def _residual_init(config: LlamaConfig) -> Initializer:
 
 def _norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
     return nnx.RMSNorm(
-        config.d_model, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.dtype), rngs=rngs
+        config.d_model, epsilon=config.norm_epsilon, dtype=compute_dtype(config.dtype), rngs=rngs
     )
 
 
@@ -249,7 +249,7 @@ class Llama(nnx.Module):
             config.vocab_size,
             config.d_model,
             embedding_init=nnx.initializers.normal(INIT_STD),
-            dtype=jnp.dtype(config.dtype),
+            dtype=compute_dtype(config.dtype),
             rngs=rngs,
         )
         self.layers = _stacked(config, rngs) if config.scan_layers else _listed(config, rngs)

@@ -4,10 +4,9 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from models.checks import check_fields
+from models.checks import check_fields, compute_dtype
 from models.spec import BatchSpec, ModelSpec, labelled_batch
 
 
@@ -19,13 +18,13 @@ class MLPConfig:
         in_features: width of an example.
         hidden: widths of the hidden layers, in order.
         num_classes: width of the output.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation; None: of the parameters (made in float32) and inputs.
     """
 
     in_features: int = 64
     hidden: tuple[int, ...] = (256, 256)
     num_classes: int = 16
-    dtype: str = "float32"
+    dtype: str | None = None
 
     input_key: ClassVar[str] = "x"
 
@@ -52,7 +51,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps examples, [B, in_features], to logits, [B, num_classes]."""
-        dtype = jnp.dtype(self.config.dtype)
+        dtype = compute_dtype(self.config.dtype)
         he_normal = nn.initializers.he_normal()
         for i, width in enumerate(self.config.hidden):
             x = nn.Dense(width, kernel_init=he_normal, dtype=dtype, name=f"hidden_{i}")(x)

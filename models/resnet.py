@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.checks import check_fields
+from models.checks import check_fields, compute_dtype
 from models.spec import BatchSpec, ModelSpec, labelled_batch
 
 Block = Literal["basic", "bottleneck"]
@@ -34,7 +34,7 @@ class ResNetConfig:
         stem: a 7x7 convolution and a pooling, 4 times smaller together ("imagenet"), or a 3x3
             convolution that keeps the size ("small_image").
         num_classes: width of the output.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation; None: of the parameters (made in float32) and inputs.
     """
 
     image_size: int = 224
@@ -44,7 +44,7 @@ class ResNetConfig:
     block: Block = "bottleneck"
     stem: Stem = "imagenet"
     num_classes: int = 1000
-    dtype: str = "float32"
+    dtype: str | None = None
 
     input_key: ClassVar[str] = "image"
 
@@ -70,7 +70,7 @@ class ConvNorm(nn.Module):
     features: int
     kernel_size: int
     stride: int
-    dtype: jnp.dtype
+    dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -98,7 +98,7 @@ class ResidualBlock(nn.Module):
     width: int
     stride: int
     block: Block
-    dtype: jnp.dtype
+    dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -134,7 +134,7 @@ class ResNet(nn.Module):
         collection "batch_stats", which must then be mutable.
         """
         cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
+        dtype = compute_dtype(cfg.dtype)
         if cfg.stem == "imagenet":
             x = nn.relu(ConvNorm(cfg.width, 7, 2, dtype, name="stem")(image, train=train))
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
     dropout_rate: float
     kernel_init: Initializer
     out_kernel_init: Initializer
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
         scores = scores * head_dim**-0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
         heads = jnp.einsum("bhst,bthk->bshk", weights, value)
         return nn.DenseGeneral(
@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
     activation: Activation
     kernel_init: Initializer
     out_kernel_init: Initializer
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ class PreNormBlock(nn.Module):
     norm_epsilon: float
     kernel_init: Initializer
     out_kernel_init: Initializer
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.checks import check_divides, check_fields
+from models.checks import check_divides, check_fields, compute_dtype
 from models.spec import BatchSpec, ModelSpec, Remat, labelled_batch
 from models.transformer import PreNormBlock, run_blocks
 
@@ -38,7 +38,7 @@ class ViTConfig:
         scan_layers: one set of stacked parameters, [layers, ...], and a loop over it: the time to
             compile does not grow with depth.
         remat: what the backward pass computes again: "none", or "full", each block from its input.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation; None: of the parameters (made in float32) and inputs.
     """
 
     image_size: int = 224
@@ -53,7 +53,7 @@ class ViTConfig:
     dropout_rate: float = 0.0
     scan_layers: bool = False
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: str | None = None
 
     input_key: ClassVar[str] = "image"
 
@@ -89,7 +89,7 @@ class ViT(nn.Module):
         Dropout is on where not `deterministic`, and then draws from the stream "dropout".
         """
         cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
+        dtype = compute_dtype(cfg.dtype)
         xavier = nn.initializers.xavier_uniform()
 
         x = nn.Conv(
@@ -103,10 +103,10 @@ class ViT(nn.Module):
         x = x.reshape(x.shape[0], cfg.num_patches, cfg.d_model)
         if cfg.pooling == "class_token":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, cfg.d_model))
-            token = jnp.broadcast_to(token.astype(dtype), (x.shape[0], 1, cfg.d_model))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, cfg.d_model))
             x = jnp.concatenate((token, x), axis=1)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        x = x + positions.astype(dtype)
+        x = x + positions.astype(x.dtype)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=deterministic)
 
         make_block = functools.partial(

@@ -1,5 +1,7 @@
 """Model FLOPs against closed forms."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,7 +31,7 @@ def test_a_decoder_counts_its_weights_and_its_attention(scan_layers: bool, remat
     spec = models.get(
         "llama3_tiny", num_layers=layers, vocab_size=64, scan_layers=scan_layers, remat=remat
     )
-    config = spec.config
+    config: Any = spec.config
     functions = adapters.adapt(spec.build())
     traced = trace_model(functions, default_loss, spec.example_batch(batch, seq), True, Precision())
     width, kv = config.d_model, config.num_kv_heads * config.head_dim
