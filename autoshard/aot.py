@@ -15,8 +15,9 @@ import importlib.util
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -154,6 +155,14 @@ def gpu_chips() -> tuple[str, ...]:
     )
 
 
+def target_config(topology: str) -> str:
+    """The description of a GPU topology's chip that the compiler works from; empty for others."""
+    chip = _parse(topology).chip
+    if chip not in gpu_chips():
+        return ""
+    return resources.files("autoshard").joinpath("gpu_targets", f"{chip}.txtpb").read_text()
+
+
 def _gpu_devices(name: _Name) -> tuple[Any, ...]:
     if not any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13)):
         raise DeviceError(
@@ -166,14 +175,22 @@ def _gpu_devices(name: _Name) -> tuple[Any, ...]:
             f"'{name.chip}:8x4', or '{name.chip}:8' for one host"
         )
     per_host, hosts = (*name.shape, 1)[:2]
-    target = resources.files("autoshard").joinpath("gpu_targets", f"{name.chip}.txtpb")
+    if not glob.glob("/dev/nvidia[0-9]*"):
+        # Otherwise the plug-in refuses to start without the CUDA libraries, which only running
+        # needs, in a process that did not set JAX_PLATFORMS.
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
         description = topologies.get_topology_desc(
             "",
             platform="cuda",
             topology=f"{name.groups}x{hosts}x{per_host}",
-            target_config=target.read_text(),
+            target_config=target_config(name.text),
         )
+    except NotImplementedError as error:
+        raise DeviceError(
+            f"JAX's CUDA plug-in did not start in this process, which compiling for {name.text} "
+            "needs: set JAX_PLATFORMS=cpu before jax starts"
+        ) from error
     except Exception as error:
         raise MeshError(
             f"the CUDA plug-in cannot compile for {name.text!r} ({str(error).splitlines()[0]})"
@@ -252,29 +269,46 @@ def _is_open(sharding: str) -> bool:
     return not sharding or "?" in sharding
 
 
-def compile_request(request: CompileRequest) -> tuple[str, CompiledMemory]:
+def compile_request(request: CompileRequest, dump: Path) -> tuple[str, CompiledMemory]:
     """Compile in this process; the scheduled HLO text, and memory of one device.
+
+    Args:
+      request: the program.
+      dump: a folder for what the compiler writes about it.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler's verdict.
     """
     by_id = {device.id: device for device in devices(request.topology)}
     chosen = tuple(by_id[number] for number in request.device_ids)
+    options = xla_client.CompileOptions.ParseFromString(request.options)
+    given = list(options.env_option_overrides)
+    options.env_option_overrides = [*given, *_dump_options(dict(given), dump).items()]
     with mlir.make_ir_context():
-        module = mlir.ir.Module.parse(request.module)
         executable = chosen[0].client.compile(
-            module,
+            mlir.ir.Module.parse(request.module),
             executable_devices=xla_client.DeviceList(chosen),
-            compile_options=xla_client.CompileOptions.ParseFromString(request.options),
+            compile_options=options,
         )
-    return program_text(executable.hlo_modules()), compiled_memory(
-        executable.get_compiled_memory_stats()
+    text = "\n\n".join(module.to_string() for module in executable.hlo_modules())
+    return text, compiled_memory(executable.get_compiled_memory_stats())
+
+
+def compile_lowered(
+    lowered: jax.stages.Lowered, compiler_options: Mapping[str, Any], dump: Path
+) -> tuple[str, CompiledMemory]:
+    """The same of a program of this process, through JAX's own front."""
+    options = {**compiler_options, **_dump_options(compiler_options, dump)}
+    compiled = lowered.compile(compiler_options=options)
+    return compiled.as_text() or "", compiled_memory(compiled.memory_analysis())
+
+
+def _dump_options(compiler_options: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Options to dump into a folder, unless the user has the compiler dump elsewhere."""
+    elsewhere = "xla_dump_to" in compiler_options or "xla_dump_to" in os.environ.get(
+        "XLA_FLAGS", ""
     )
-
-
-def program_text(modules: Iterator[Any] | list[Any]) -> str:
-    """HLO text as `jax.stages.Compiled.as_text` writes it."""
-    return "\n\n".join(module.to_string() for module in modules)
+    return {} if elsewhere else {"xla_dump_to": str(folder)}
 
 
 def compiled_memory(stats: Any) -> CompiledMemory:
@@ -285,6 +319,7 @@ def compiled_memory(stats: Any) -> CompiledMemory:
         aliased_bytes=stats.alias_size_in_bytes,
         temporaries_bytes=stats.temp_size_in_bytes,
         code_bytes=stats.generated_code_size_in_bytes,
+        peak_bytes=max(0, getattr(stats, "peak_memory_in_bytes", 0)),
         host_arguments_bytes=stats.host_argument_size_in_bytes,
         host_outputs_bytes=stats.host_output_size_in_bytes,
         host_aliased_bytes=stats.host_alias_size_in_bytes,

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from typing import Any
 
-from autoshard.compiled_program import CompiledMemory
+from autoshard.compiled_program import CompiledMemory, LargeBuffer
+from autoshard.peak_buffers import PeakMemory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,22 +56,19 @@ class CompileReply:
       memory: None if there is no program.
       error: what the compiler said instead; empty if it compiled.
       compile_s: seconds that it took.
+      peak: what fills the memory, also of a program that does not fit; None if unknown.
     """
 
     hlo_text: str
     memory: CompiledMemory | None
     error: str
     compile_s: float
+    peak: PeakMemory | None
 
     def to_bytes(self) -> bytes:
         """A line of JSON, then the program."""
         text = self.hlo_text.encode()
-        head = {
-            "memory": None if self.memory is None else dataclasses.asdict(self.memory),
-            "error": self.error,
-            "compile_s": self.compile_s,
-            "size": len(text),
-        }
+        head = {**dataclasses.asdict(self), "hlo_text": len(text)}
         return json.dumps(head).encode() + b"\n" + text
 
     @classmethod
@@ -82,14 +81,20 @@ class CompileReply:
         line, _, text = data.partition(b"\n")
         try:
             head = json.loads(line)
-            if len(text) != head["size"]:
-                raise ValueError(f"{len(text)} bytes of {head['size']}")
-            memory = head["memory"]
+            if len(text) != head["hlo_text"]:
+                raise ValueError(f"{len(text)} bytes of {head['hlo_text']}")
+            memory, peak = head["memory"], head["peak"]
             return cls(
                 text.decode(),
                 None if memory is None else CompiledMemory(**memory),
                 head["error"],
                 head["compile_s"],
+                None if peak is None else _peak(peak),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"damaged: {error}") from error
+
+
+def _peak(fields: dict[str, Any]) -> PeakMemory:
+    buffers = tuple(LargeBuffer(**buffer) for buffer in fields["buffers"])
+    return PeakMemory(fields["total_bytes"], buffers)

@@ -1,7 +1,7 @@
 """A compiler in a process of its own: started, watched, ended.
 
-Request, reply and whatever the compiler prints go through files without a name, so that nothing is
-left on the disk however either process ends.
+Request, reply and whatever the compiler prints go through files without a name, and what it dumps
+into a folder that goes with the processes, so that nothing is left on the disk.
 """
 
 import os
@@ -42,11 +42,13 @@ def compile_isolated(
         tempfile.TemporaryFile() as question,
         tempfile.TemporaryFile() as answer,
         tempfile.TemporaryFile() as said,
+        tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True) as dump,
     ):
         question.write(request.to_bytes())
         question.seek(0)
+        arguments = [str(answer.fileno()), dump, str(os.getpid())]
         process = subprocess.Popen(
-            [sys.executable, "-m", "autoshard.compile_worker", str(answer.fileno())],
+            [sys.executable, "-m", "autoshard.compile_worker", *arguments],
             stdin=question,
             stdout=said,
             stderr=said,

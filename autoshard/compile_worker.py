@@ -5,40 +5,37 @@ the user's. `compile_process` starts it.
 """
 
 import os
+import shutil
 import sys
 import threading
 import time
+from pathlib import Path
 
-from autoshard import aot
-from autoshard.compile_messages import CompileReply, CompileRequest
+from autoshard.compile_here import answer_request
+from autoshard.compile_messages import CompileRequest
 
 _PARENT_CHECK_INTERVAL_S = 1.0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int, dump: Path) -> None:
     """Leave when whoever started this process is gone, so that a killed user leaves no compiler."""
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_INTERVAL_S)
+    shutil.rmtree(dump, ignore_errors=True)
     os._exit(1)
 
 
-def reply_to(request: CompileRequest) -> CompileReply:
-    """Compile; whatever the compiler raises is an answer, too."""
-    start = time.perf_counter()
-    try:
-        text, memory = aot.compile_request(request)
-    except Exception as error:
-        message = str(error) or type(error).__name__
-        return CompileReply("", None, message, time.perf_counter() - start)
-    return CompileReply(text, memory, "", time.perf_counter() - start)
-
-
 def main(arguments: list[str]) -> None:
-    """Args: the number of the descriptor to write the reply to."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    reply = reply_to(CompileRequest.from_bytes(sys.stdin.buffer.read()))
-    with os.fdopen(int(arguments[0]), "wb") as file:
+    """Compile one program.
+
+    Args:
+      arguments: the descriptor to write the reply to, a folder for the compiler's files, and the
+        id of the process that waits.
+    """
+    descriptor, dump, parent = int(arguments[0]), Path(arguments[1]), int(arguments[2])
+    threading.Thread(target=_end_with_parent, args=(parent, dump), daemon=True).start()
+    reply = answer_request(CompileRequest.from_bytes(sys.stdin.buffer.read()), dump)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(reply.to_bytes())
 
 
