@@ -43,27 +43,40 @@ class SourceTables:
 
         Where all frames are in libraries, the innermost of those.
         """
-        return {frame: self._source(frame) for frame in self._tables["StackFrames"]}
-
-    def _source(self, frame: int) -> str:
-        first = ""
-        for _ in range(_MOST_FRAMES):  # a damaged table may have circles
-            if frame <= 0:
-                break
-            fields = dict(_FIELD.findall(self._tables["StackFrames"].get(frame, "")))
-            path, text = self._location(int(fields.get("file_location_id", 0)))
-            if path and not any(part in path for part in _LIBRARIES):
-                return text
-            first = first or text
-            frame = int(fields.get("parent_frame_id", 0)) - 1
-        return first
+        locations = {number: self._location(number) for number in self._tables["FileLocations"]}
+        frames = {
+            number: (fields.get("file_location_id", 0), fields.get("parent_frame_id", 0) - 1)
+            for number, text in self._tables["StackFrames"].items()
+            for fields in [_fields(text)]
+        }
+        return {frame: _source(frame, frames, locations) for frame in frames}
 
     def _location(self, number: int) -> tuple[str, str]:
-        fields = dict(_FIELD.findall(self._tables["FileLocations"].get(number, "")))
-        path = self._tables["FileNames"].get(int(fields.get("file_name_id", 0)), "").strip('"')
-        name = self._tables["FunctionNames"].get(int(fields.get("function_name_id", 0)), "")
+        """The path of a file, and `file.py:line (function)`."""
+        fields = _fields(self._tables["FileLocations"][number])
+        path = self._tables["FileNames"].get(fields.get("file_name_id", 0), "").strip('"')
+        name = self._tables["FunctionNames"].get(fields.get("function_name_id", 0), "")
         if not path:
             return "", ""
         function = name.strip('"').rsplit("<locals>.", 1)[-1]
         text = f"{path.rsplit('/', 1)[-1]}:{fields.get('line', '?')}"
         return path, f"{text} ({function})" if function else text
+
+
+def _fields(text: str) -> dict[str, int]:
+    return {name: int(number) for name, number in _FIELD.findall(text)}
+
+
+def _source(
+    frame: int, frames: Mapping[int, tuple[int, int]], locations: Mapping[int, tuple[str, str]]
+) -> str:
+    first = ""
+    for _ in range(_MOST_FRAMES):  # a damaged table may have circles
+        if frame not in frames:
+            break
+        location, frame = frames[frame]
+        path, text = locations.get(location, ("", ""))
+        if path and not any(part in path for part in _LIBRARIES):
+            return text
+        first = first or text
+    return first
