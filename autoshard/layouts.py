@@ -10,10 +10,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from autoshard import graph as graphs
 from autoshard.errors import BatchError
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh, coalesce, rename, split_into_primes
-from autoshard.named_dims import Analysis, Source
+from autoshard.named_dims import Analysis
 from autoshard.rule_sets.base import (
     Choices,
     ClassChoice,
@@ -23,6 +22,7 @@ from autoshard.rule_sets.base import (
     Subject,
     take_parts,
 )
+from autoshard.scanned_stacks import scanned_atoms
 from passes.program import Leaf, Role
 
 AtomParts = Mapping[int, tuple[str, ...]]
@@ -232,16 +232,6 @@ def _arrays(
         _array(context, chosen, leaf_choices, position, stage, scanned)
         for position in range(len(analysis.program.inputs))
     ]
-
-
-def scanned_atoms(analysis: Analysis) -> frozenset[int]:
-    """Atoms of the dimensions along which the program scans over stacks of parameters."""
-    return frozenset(
-        atom
-        for op in analysis.graph.ops
-        if op.primitive == graphs.SCAN_XS and analysis.sources[op.inputs[0]] == Source.PARAMETER
-        for atom in analysis.dims[op.inputs[0]][0]
-    )
 
 
 def _array(

@@ -5,9 +5,10 @@ import math
 from collections.abc import Callable, Mapping
 
 from autoshard import graph as graphs
-from autoshard.layouts import ArrayLayout, Layout, scanned_atoms
+from autoshard.layouts import ArrayLayout, Layout
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis
+from autoshard.scanned_stacks import scanned_atoms
 from passes.program import Role
 
 

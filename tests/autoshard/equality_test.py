@@ -14,15 +14,26 @@ import numpy as np
 import optax
 import pytest
 
+import models
 from tests.autoshard import cases
 
 RULES = ("data", "zero1", "zero2", "zero3", "redco", "zero3+redco", "logical")
 FAMILIES = ("gpt2", "llama", "vit")
 
 
+# Layers as one stack and a loop: (family, remat, rules, mesh).
+SCANNED = (
+    ("llama", "full", "zero3", "8x1"),
+    ("llama", "full", "zero3+redco", "2x4"),
+    ("llama", "none", "zero3+redco", "2x2x2"),
+    ("gpt2", "full", "zero3+redco", "4x2"),
+    ("gpt2", "full", "zero3", "2x2x2"),
+    ("vit", "none", "zero3", "8x1"),
+)
+
+
 @functools.cache
-def expected(family: str) -> tuple[Any, Any, float, Any]:
-    spec = cases.small(family)
+def expected(spec: models.ModelSpec) -> tuple[Any, Any, float, Any]:
     batch = cases.random_batch(spec.example_batch(8))
     return batch, *cases.reference(spec, batch)
 
@@ -31,16 +42,27 @@ def expected(family: str) -> tuple[Any, Any, float, Any]:
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_sharded_step_equals_one_device(family: str, rules: str, mesh: str) -> None:
-    batch, params, loss, gradients = expected(family)
-    compiled = cases.compile_case(
-        cases.small(family), cases.MESHES[mesh], rules, optimizer=optax.sgd(1.0)
-    )
+    check(cases.small(family), rules, mesh)
+
+
+@pytest.mark.parametrize(("family", "remat", "rules", "mesh"), SCANNED)
+def test_a_sharded_step_over_scanned_layers_equals_one_device(
+    family: str, remat: str, rules: str, mesh: str
+) -> None:
+    check(cases.small(family, scan_layers=True, remat=remat), rules, mesh)
+
+
+def check(spec: models.ModelSpec, rules: str, mesh: str) -> None:
+    batch, params, loss, gradients = expected(spec)
+    compiled = cases.compile_case(spec, cases.MESHES[mesh], rules, optimizer=optax.sgd(1.0))
     state = compiled.init(0)
     before = jax.device_get(state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, params)
     after, metrics = compiled.step(state, batch)
 
     np.testing.assert_allclose(float(metrics["loss"]), loss, rtol=1e-5)
+    if spec.config.scan_layers:  # type: ignore[attr-defined]
+        np.testing.assert_allclose(float(compiled.eval(state, batch)["loss"]), loss, rtol=1e-5)
     norm = float(optax.tree.norm(gradients))
     np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-4)
     found = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))

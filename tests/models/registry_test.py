@@ -101,6 +101,8 @@ def test_lists_become_tuples():
         ("vit_tiny", {"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
         ("vit_tiny", {"pooling": "max"}, "must be one of 'mean', 'class_token'"),
         ("resnet_tiny", {"block": "wide"}, "must be one of 'basic', 'bottleneck'"),
+        ("llama3_tiny", {"scan_layers": "yes"}, "scan_layers='yes' must be True or False"),
+        ("gpt2_tiny", {"remat": "some"}, "must be one of 'none', 'full'"),
         ("mlp", {"hidden": (8, 0)}, "must be a tuple of positive integers"),
         ("mlp", {"hidden": 8}, "must be a tuple of positive integers"),
     ],
