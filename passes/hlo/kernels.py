@@ -18,7 +18,7 @@ FREE_TARGETS = frozenset(
     """AssumeGatherIndicesInBound AllocateBuffer ConcatBitcast GatherScatterIndicesBitpacked
     Sharding SPMDFullToShardShape SPMDShardToFullShape AsyncCollectiveStart AsyncCollectiveDone
     annotate_device_placement MoveToHost MoveToDevice PinToDevice xla.sdy.FuncResultSharding
-    SliceId""".split()
+    SliceId PrepareAsyncCallStart PrepareAsyncCallDone""".split()
 )
 
 

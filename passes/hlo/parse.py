@@ -17,6 +17,7 @@ from passes.hlo.source_frames import SourceTables
 
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([^\s()={}\"]{1,400})(?:\s+\(.*)?\s?\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT\s+)?%?([^\s=]{1,400}) = ")
+_END = re.compile(r"^\}(?:, execution_thread=\"[^\"]{0,100}\")?\s*$")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]{0,60})\(")
 _BRACKET = re.compile(r'["(){}\[\]]')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -110,7 +111,7 @@ class _Reader:
         self.inside, self._name, self._is_entry, self._body = True, name, is_entry, []
 
     def take(self, line: str, number: int) -> None:
-        if line.rstrip() == "}" and not self._in_brackets():
+        if _END.match(line) and not self._in_brackets():
             self.close()
         elif _INSTRUCTION.match(line):
             self._flush()
