@@ -103,6 +103,7 @@ def _comparisons(
         ("model state and batch", "bytes", estimate.other_bytes, given.get("other")),
         ("temporaries", "bytes", estimate.total_bytes - state, memory.temporaries_bytes),
         ("memory, total", "bytes", estimate.total_bytes, memory.total_bytes),
+        ("memory, at the peak", "bytes", estimate.total_bytes, memory.needed_bytes),
         ("matrix FLOPs a device", "flops", cost.flops, timeline.flops),
         ("collective payload a device", "bytes", None, sum(sent.values())),
         ("step time", "seconds", None, timeline.step_s),

@@ -61,7 +61,7 @@ class Chart:
     description: str
     traces: tuple[Mapping[str, Any], ...]
     layout: Mapping[str, Any]
-    height_px: int = 380
+    height_px: int
 
     @property
     def element_id(self) -> str:

@@ -71,10 +71,10 @@ def hbm_capacity(report: CompileReport) -> int | None:
 
 
 def hbm_needed(report: CompileReport) -> int | None:
-    """Bytes of HBM that a device needs, by the compiler."""
+    """Bytes of HBM that a device needs at once, by the compiler."""
     if report.out_of_memory is not None:
         return report.out_of_memory.needed_bytes
-    return report.memory.total_bytes if report.memory is not None else None
+    return report.memory.needed_bytes if report.memory is not None else None
 
 
 def hbm_bandwidth(report: CompileReport) -> float | None:

@@ -19,6 +19,9 @@ from passes.hlo.timeline import MemoryCurve
 
 # A curve of more points is thinned: the picture has no more pixels than that.
 MAX_POINTS = 4000
+CURVE_HEIGHT_PX = 380
+# A capacity of more than so many peaks is said, not drawn.
+_FAR_ABOVE = 3
 
 
 def memory_section(report: CompileReport) -> Section:
@@ -118,9 +121,12 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
     kinds = memory_kinds(report)
     rows = [(k.kind, size(k.estimated_bytes), size(k.compiled_bytes)) for k in kinds]
     estimated, needed = report.plan.cost.memory.total_bytes, hbm_needed(report)
-    rows.append(("total", format_bytes(estimated), size(needed)))
-    rows.append(("compiled / estimated", "", format_ratio(needed, estimated)))
     memory = report.memory
+    total = needed if memory is None else memory.total_bytes
+    rows.append(("total", format_bytes(estimated), size(total)))
+    if memory is not None and memory.peak_bytes:
+        rows.append(("in use at once, at the peak", NOTHING, format_bytes(memory.peak_bytes)))
+    rows.append(("compiled (at the peak) / estimated", "", format_ratio(needed, estimated)))
     if memory is not None:
         rows.append(("program code, not counted above", NOTHING, format_bytes(memory.code_bytes)))
         for name, value in (
@@ -139,7 +145,8 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
         ),
         remark(
             "The compiler tells inputs, outputs and temporaries apart, and pads arrays to tiles. "
-            "Gradients, gathered parameters and activations are among its temporaries."
+            "Gradients, gathered parameters and activations are among its temporaries. Those of a TPU "
+            "count VMEM and other spaces as well: the peak is what must fit."
         ),
     )
 
@@ -186,23 +193,11 @@ def curve_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
         "yaxis": charts.axis(f"HBM in use, {unit} per device", rangemode="tozero"),
         "annotations": notes,
         "showlegend": len(traces) > 1,
+        "legend": charts.legend_below(CURVE_HEIGHT_PX),
         "margin": {"t": 30},
     }
     if capacity:
-        layout["shapes"] = [
-            {
-                "type": "line", "xref": "paper", "x0": 0, "x1": 1,
-                "y0": capacity / scale, "y1": capacity / scale,
-                "line": {"color": charts.VERMILION, "width": 2, "dash": "dash"},
-            }
-        ]  # fmt: skip
-        notes.append(
-            {
-                "xref": "paper", "x": 1, "xanchor": "right", "y": capacity / scale,
-                "yanchor": "bottom", "showarrow": False,
-                "text": f"capacity {format_bytes(capacity)}",
-            }
-        )  # fmt: skip
+        _show_capacity(layout, capacity, max(size for _, size in peaks.values()), scale)
     words = "; ".join(
         f"{label + ': ' if label else ''}peak of {format_bytes(size)} at {format_seconds(time)}"
         for label, (time, size) in peaks.items()
@@ -211,7 +206,26 @@ def curve_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
         ". Simulated from what is alive when; the compiler allots more, as it places buffers side "
         "by side. The first iteration of a loop stands for all."
     )
-    return Chart(name, "HBM over the step", words, tuple(traces), layout)
+    return Chart(name, "HBM over the step", words, tuple(traces), layout, CURVE_HEIGHT_PX)
+
+
+def _show_capacity(layout: dict[str, Any], capacity: int, peak: int, scale: float) -> None:
+    """A line across the picture; in words where it would press the curve to the floor."""
+    text = f"capacity {format_bytes(capacity)}"
+    note = {"xref": "paper", "x": 1, "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+    if capacity > _FAR_ABOVE * peak:
+        layout["yaxis"]["range"] = [0, 1.4 * peak / scale]
+        above = {"yref": "paper", "y": 1, "text": f"↑ {text}, {capacity / peak:.1f} times the peak"}
+        layout["annotations"].append({**note, **above})
+        return
+    layout["shapes"] = [
+        {
+            "type": "line", "xref": "paper", "x0": 0, "x1": 1,
+            "y0": capacity / scale, "y1": capacity / scale,
+            "line": {"color": charts.VERMILION, "width": 2, "dash": "dash"},
+        }
+    ]  # fmt: skip
+    layout["annotations"].append({**note, "y": capacity / scale, "text": text})
 
 
 def thin(curve: MemoryCurve, points: int = MAX_POINTS) -> tuple[tuple[float, ...], tuple[int, ...]]:

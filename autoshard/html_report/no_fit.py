@@ -3,6 +3,7 @@
 import math
 
 from autoshard.compile_report import CompileReport
+from autoshard.compiled_program import OutOfMemory
 from autoshard.explain import format_bytes
 from autoshard.html_report.markup import element, paragraph, table, tag
 from autoshard.html_report.section import Section, folded
@@ -46,49 +47,77 @@ def no_fit_section(report: CompileReport) -> Section | None:
 
 def remedies(report: CompileReport) -> tuple[str, ...]:
     """What would take less memory, most promising first, with the plan's estimate of each."""
-    plan, verdict = report.plan, report.out_of_memory
+    verdict = report.out_of_memory
     if verdict is None:
         return ()
-    memory = plan.cost.memory
-    found: list[tuple[float, str]] = []
-    data = plan.mesh.refined.shards(plan.data_parts)
-    stages = (
-        (1, "optimizer state", memory.optimizer_bytes),
-        (2, "gradients", memory.gradients_bytes),
-        (3, "parameters", memory.parameters_bytes),
+    found = (
+        _divided_state(report, verdict),
+        _smaller_step(report, verdict),
+        _largest_buffer(verdict),
     )
-    for stage, what, size in stages:
-        saved = size * (1 - 1 / data)
-        if plan.zero_stage < stage and saved > _WORTHWHILE * verdict.needed_bytes:
-            found.append(
-                (
-                    saved,
-                    f"Add zero{stage} to the rules: {what} would be divided over the {data} "
-                    f"devices that share the batch, which saves about {format_bytes(saved)} a "
-                    "device (estimated).",
-                )
-            )
-    rest = verdict.needed_bytes - memory.parameters_bytes - memory.optimizer_bytes
-    if rest > _WORTHWHILE * verdict.needed_bytes:
-        over = verdict.needed_bytes - verdict.available_bytes
-        text = (
-            f"Make the step's temporaries smaller: activations, gradients and workspace take about "
-            f"{format_bytes(rest)} a device. Activations shrink with the batch and the sequence"
-        )
-        if rest > over:
-            factor = math.ceil(rest / (rest - over))
-            text += f" (about {factor} times smaller would do)"
-        text += (
-            ", with a larger axis for tensor parallelism, and where layers are recomputed in the "
-            "backward pass (nn.remat, jax.checkpoint)."
-        )
-        found.append((rest, text))
-    found.sort(key=lambda pair: -pair[0])
-    texts = [text for _, text in found] + list(_smaller_alternatives(report))
+    ranked = sorted((pair for pair in found if pair is not None), key=lambda pair: -pair[0])
+    texts = [text for _, text in ranked] + list(_smaller_alternatives(report))
     texts.append(
         f"Take more devices than {report.topology.device_count}, or devices with more memory."
     )
     return tuple(texts)
+
+
+def _divided_state(report: CompileReport, verdict: OutOfMemory) -> tuple[float, str] | None:
+    """The least ZeRO stage that would do, or the highest."""
+    plan = report.plan
+    memory, devices = plan.cost.memory, plan.mesh.refined.shards(plan.data_parts)
+    parts = (
+        (1, "optimizer state", memory.optimizer_bytes),
+        (2, "gradients", memory.gradients_bytes),
+        (3, "parameters", memory.parameters_bytes),
+    )
+    names, saved, last = [], 0.0, 0
+    for stage, what, size in parts:
+        if plan.zero_stage < stage and saved < verdict.needed_bytes - verdict.available_bytes:
+            names.append(what)
+            saved += size * (1 - 1 / devices)
+            last = stage
+    if saved < _WORTHWHILE * verdict.needed_bytes:
+        return None
+    return saved, (
+        f"Add zero{last} to the rules: {', '.join(names)} would be divided over the {devices} "
+        f"devices that share the batch, which saves about {format_bytes(saved)} a device "
+        "(estimated)."
+    )
+
+
+def _smaller_step(report: CompileReport, verdict: OutOfMemory) -> tuple[float, str] | None:
+    """What is alive only during the step."""
+    memory = report.plan.cost.memory
+    rest = verdict.needed_bytes - memory.parameters_bytes - memory.optimizer_bytes
+    if rest < _WORTHWHILE * verdict.needed_bytes:
+        return None
+    over = verdict.needed_bytes - verdict.available_bytes
+    text = (
+        f"Make the step's temporaries smaller: activations, gradients and workspace take about "
+        f"{format_bytes(rest)} a device. Activations shrink with the batch and the sequence"
+    )
+    if rest > over:
+        text += f" (about {math.ceil(rest / (rest - over))} times smaller would do)"
+    text += (
+        ", with a larger axis for tensor parallelism, and where layers are recomputed in the "
+        "backward pass (nn.remat, jax.checkpoint)."
+    )
+    return rest, text
+
+
+def _largest_buffer(verdict: OutOfMemory) -> tuple[float, str] | None:
+    """The line of the model that makes the largest buffer, where it is a large part."""
+    made = [buffer for buffer in verdict.buffers if ":" in buffer.source]
+    if not made or made[0].size_bytes < _WORTHWHILE * verdict.needed_bytes:
+        return None
+    buffer = made[0]
+    return float(buffer.size_bytes), (
+        f"Look at {buffer.source}: it makes {buffer.shape}, {format_bytes(buffer.size_bytes)} on "
+        "each device. Compute it in pieces, shard a dimension of it, or keep it out of HBM with a "
+        "fused kernel."
+    )
 
 
 def _smaller_alternatives(report: CompileReport) -> tuple[str, ...]:

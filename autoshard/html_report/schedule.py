@@ -16,6 +16,8 @@ from passes.hlo.timeline import Span, Timeline
 MAX_SPANS = 3000
 LOOP_LANE = "loops"
 _MAX_LOOP_BUTTONS = 8
+# Shading of more than this share of the step has room for its label.
+_LABELLED = 0.12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ def gantt_chart(name: str, timeline: Timeline) -> Chart:
     traces = tuple(_bars(kind, members, scale) for kind, members in kinds.items())
     lanes = list(dict.fromkeys(lane_of(span) for span in shown))
     lanes.sort(key=lambda lane: (lane != "compute", lane == LOOP_LANE, lane))
+    repeated = [loop for loop in loops_of(timeline) if loop.iterations > 1]
     height_px = 190 + 46 * len(lanes)
     layout: dict[str, Any] = {
         "barmode": "overlay",
@@ -131,7 +134,12 @@ def gantt_chart(name: str, timeline: Timeline) -> Chart:
             "", type="category", categoryorder="array", fixedrange=True,
             categoryarray=[charts.label(lane) for lane in lanes], autorange="reversed",
         ),
-        "shapes": [_rest(loop, scale) for loop in loops_of(timeline) if loop.iterations > 1],
+        "shapes": [_rest(loop, scale) for loop in repeated],
+        "annotations": [
+            _rest_label(loop, scale)
+            for loop in repeated
+            if loop.end_s - loop.first_end_s > _LABELLED * timeline.step_s
+        ],
         "legend": charts.legend_below(height_px),
         "margin": {"t": 10},
         "dragmode": "zoom",
@@ -185,4 +193,13 @@ def _rest(loop: Loop, scale: float) -> dict[str, Any]:
         "type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below",
         "x0": loop.first_end_s / scale, "x1": loop.end_s / scale,
         "fillcolor": charts.GREY, "opacity": 0.18, "line": {"width": 0},
+    }  # fmt: skip
+
+
+def _rest_label(loop: Loop, scale: float) -> dict[str, Any]:
+    """What the shading stands for."""
+    more = loop.iterations - 1
+    return {
+        "xref": "x", "yref": "paper", "x": (loop.first_end_s + loop.end_s) / 2 / scale, "y": 0.5,
+        "showarrow": False, "text": f"{more} more {'iteration' if more == 1 else 'iterations'}",
     }  # fmt: skip
