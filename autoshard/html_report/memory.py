@@ -145,8 +145,8 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
         ),
         remark(
             "The compiler tells inputs, outputs and temporaries apart, and pads arrays to tiles. "
-            "Gradients, gathered parameters and activations are among its temporaries. Those of a TPU "
-            "count VMEM and other spaces as well: the peak is what must fit."
+            "Gradients, gathered parameters and activations are among its temporaries, and on a TPU "
+            "VMEM and other spaces, too: the peak is what must fit."
         ),
     )
 
