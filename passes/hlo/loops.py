@@ -87,16 +87,22 @@ def _first_failure(
     if not isinstance(start, int):
         return None
 
-    def holds(iteration: int) -> Value:
+    def arguments(iteration: int) -> dict[int, Value]:
         now = tuple(v if e != element else start + iteration * step for e, v in enumerate(values))
-        return evaluator.root(condition.name, {0: now})
+        return {0: now}
 
+    def holds(iteration: int) -> Value:
+        return evaluator.root(condition.name, arguments(iteration))
+
+    if condition.root.attributes.get("direction") == "NE":  # not monotonic: the two sides meet once
+        gaps = [_gap(evaluator, condition, arguments(iteration)) for iteration in (0, 1)]
+        return _meeting(*gaps)
     low, high = -1, 1
     while (held := holds(high - 1)) == 1:
         low, high = high - 1, high * 2
         if high > _MOST_TRIPS:
             return None
-    if held is None:
+    if not isinstance(held, int):
         return None
     high -= 1
     while high - low > 1:
@@ -106,3 +112,21 @@ def _first_failure(
         else:
             high = middle
     return high
+
+
+def _gap(evaluator: Evaluator, condition: Computation, arguments: dict[int, Value]) -> int | None:
+    """The difference of the two sides of a comparison."""
+    sides = [evaluator.operand(condition, n, arguments) for n in condition.root.operands]
+    numbers = [side for side in sides if isinstance(side, int)]
+    return numbers[0] - numbers[1] if len(numbers) == len(sides) == 2 else None
+
+
+def _meeting(first: int | None, second: int | None) -> int | None:
+    """The iteration at which a gap that changes steadily is closed; None if it never is."""
+    if first is None or second is None:
+        return None
+    if first == 0:
+        return 0
+    closing = first - second
+    iterations, rest = divmod(first, closing) if closing else (-1, 0)
+    return iterations if 0 < iterations <= _MOST_TRIPS and not rest else None
