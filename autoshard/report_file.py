@@ -179,11 +179,20 @@ def _read_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _DamageError(f"{where} is {data!r:.60}, not an object")
     fields = _fields(kind)
-    missing = [name for name in fields if name not in data]
+    values = {
+        name: _read(hint, data[name], f"{where}.{name}")
+        for name, hint in fields.items()
+        if name in data
+    }
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in data and _required(f)]
     if missing:
         raise _DamageError(f"{where} has no {', '.join(missing)}")
-    values = {name: _read(hint, data[name], f"{where}.{name}") for name, hint in fields.items()}
     try:
         return kind(**values)
     except ValueError as error:
         raise _DamageError(f"{where}: {error}") from error
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field must be in a file: those with a default came later."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -121,13 +121,11 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
     kinds = memory_kinds(report)
     rows = [(k.kind, size(k.estimated_bytes), size(k.compiled_bytes)) for k in kinds]
     estimated, needed = report.plan.cost.memory.total_bytes, hbm_needed(report)
+    rows.append(("total, at the peak", format_bytes(estimated), size(needed)))
+    rows.append(("compiled / estimated", "", format_ratio(needed, estimated)))
     memory = report.memory
-    total = needed if memory is None else memory.total_bytes
-    rows.append(("total", format_bytes(estimated), size(total)))
-    if memory is not None and memory.peak_bytes:
-        rows.append(("in use at once, at the peak", NOTHING, format_bytes(memory.peak_bytes)))
-    rows.append(("compiled (at the peak) / estimated", "", format_ratio(needed, estimated)))
     if memory is not None:
+        rows.append(("total of memory_analysis()", NOTHING, format_bytes(memory.total_bytes)))
         rows.append(("program code, not counted above", NOTHING, format_bytes(memory.code_bytes)))
         for name, value in (
             ("host memory: inputs", memory.host_arguments_bytes),
@@ -145,8 +143,8 @@ def _kinds_table(report: CompileReport) -> ElementTree.Element:
         ),
         remark(
             "The compiler tells inputs, outputs and temporaries apart, and pads arrays to tiles. "
-            "Gradients, gathered parameters and activations are among its temporaries, and on a TPU "
-            "VMEM and other spaces, too: the peak is what must fit."
+            "Gradients, gathered parameters and activations are among its temporaries. What is in "
+            "HBM at the peak must fit; memory_analysis() also counts what a TPU keeps in VMEM."
         ),
     )
 

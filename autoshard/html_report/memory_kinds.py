@@ -22,7 +22,8 @@ def memory_kinds(report: CompileReport) -> tuple[KindBytes, ...]:
     The compiler knows inputs and temporaries, not parameters and gradients. Its inputs are the
     training state and the batch: where `report.comparisons` has their compiled bytes (padded to
     tiles), those are shown, else the plan's, and what is left of the inputs is a kind of its own.
-    Gradients, gathered parameters and activations are its temporaries.
+    Gradients, gathered parameters and activations are its temporaries, of which those count that
+    are in HBM at the peak.
     """
     estimate, memory = report.plan.cost.memory, report.memory
     compiled = {row.name: row.compiled for row in report.comparisons if row.unit == "bytes"}
@@ -49,5 +50,6 @@ def memory_kinds(report: CompileReport) -> tuple[KindBytes, ...]:
     new_outputs = memory.outputs_bytes - memory.aliased_bytes
     rows.append(KindBytes("outputs that reuse no input", charts.SLATE, None, new_outputs))
     temporaries = "temporaries (gradients, gathered parameters, activations, workspace)"
-    rows.append(KindBytes(temporaries, charts.PINK, None, memory.temporaries_bytes))
+    at_peak = max(0, memory.needed_bytes - memory.arguments_bytes - new_outputs)
+    rows.append(KindBytes(temporaries, charts.PINK, None, at_peak))
     return tuple(row for row in rows if row.estimated_bytes or row.compiled_bytes)

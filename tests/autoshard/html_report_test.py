@@ -104,6 +104,7 @@ def test_the_page_shows_every_figure(tmp_path: Path) -> None:
         "1 of 2 rows differ.",
         "fusion.9 3.00 GiB losses.py:31 (cross_entropy)",
         "memory, total 53.0 GiB 62.0 GiB 1.17x",
+        "total of memory_analysis() – 62.0 GiB",
         "custom-call Mystery, 4 times",
         "python -m experiments.plan --model=llama3_tiny",
         "libtpu 0.0.42.1",
@@ -271,6 +272,9 @@ def test_kinds_add_up_to_the_compilers_total() -> None:
     kinds = memory_kinds(report)
     assert sum(k.compiled_bytes or 0 for k in kinds) == report.memory.total_bytes
     assert sum(k.estimated_bytes or 0 for k in kinds) == report.plan.cost.memory.total_bytes
+    peak = dataclasses.replace(report.memory, peak_bytes=50 * GIB)  # the rest is VMEM
+    kinds = memory_kinds(dataclasses.replace(report, memory=peak))
+    assert sum(k.compiled_bytes or 0 for k in kinds) == 50 * GIB
     smaller = dataclasses.replace(report.memory, arguments_bytes=9 * GIB)  # less than the plan has
     kinds = memory_kinds(dataclasses.replace(report, memory=smaller))
     assert sum(k.compiled_bytes or 0 for k in kinds) == smaller.total_bytes

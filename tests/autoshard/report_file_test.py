@@ -40,6 +40,12 @@ def change(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return data
 
 
+def test_a_field_that_came_later_has_its_default() -> None:
+    report = synthetic_report.fitting()
+    data = change(to_json(report), "memory.host_arguments_bytes", "del")
+    assert from_json(data) == report
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -52,6 +58,7 @@ def change(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("timeline.spans.1.repeats", True, "is True, not int"),
         ("timeline.operations.0.basis", "guess", "'guess' is not a valid Basis"),
         ("timeline.unmodelled.0", ["a"], r"unmodelled\[0\] has 1 entries, not 2"),
+        ("memory.temporaries_bytes", "del", "report.memory has no temporaries_bytes"),
         ("memory", [], "report.memory is"),
         ("plan.mesh", "del", "is damaged"),
         ("command", None, "report.command is None, not str"),
