@@ -201,8 +201,8 @@ def curve_chart(name: str, reports: Sequence[tuple[str, CompileReport]]) -> Char
         for label, (time, size) in peaks.items()
     )
     words += (
-        ". Simulated from what is alive when; the compiler allots more, as it places buffers side "
-        "by side. The first iteration of a loop stands for all."
+        ". Simulated from what is alive when; where the compiler places it does not enter. The "
+        "first iteration of a loop stands for all."
     )
     return Chart(name, "HBM over the step", words, tuple(traces), layout, CURVE_HEIGHT_PX)
 
