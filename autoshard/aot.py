@@ -108,7 +108,7 @@ def _cpu_devices(name: _Name) -> tuple[Any, ...]:
 
 
 def _tpu_devices(name: _Name) -> tuple[Any, ...]:
-    if importlib.util.find_spec("libtpu") is None:
+    if not _has("libtpu"):
         raise DeviceError(
             f"compiling for {name.text} needs libtpu, TPU or not: pip install 'jax[tpu]' "
             "(of the version of jax that is installed)"
@@ -155,6 +155,19 @@ def gpu_chips() -> tuple[str, ...]:
     )
 
 
+def device_memory_bytes(topology: str) -> int | None:
+    """What a GPU has, to a compiler that does not refuse programs for it; None for others."""
+    match = re.search(r"device_memory_size: (\d+)", target_config(topology))
+    return int(match[1]) if match else None
+
+
+def _has(*modules: str) -> bool:
+    try:
+        return all(importlib.util.find_spec(module) for module in modules)
+    except ModuleNotFoundError:  # the package around it is missing, too
+        return False
+
+
 def target_config(topology: str) -> str:
     """The description of a GPU topology's chip that the compiler works from; empty for others."""
     chip = _parse(topology).chip
@@ -164,7 +177,7 @@ def target_config(topology: str) -> str:
 
 
 def _gpu_devices(name: _Name) -> tuple[Any, ...]:
-    if not any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13)):
+    if not any(_has(f"jax_cuda{v}_plugin", f"jax_plugins.xla_cuda{v}") for v in (12, 13)):
         raise DeviceError(
             f"compiling for {name.text} needs JAX's CUDA plug-in, GPU or not: pip install "
             f"jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}"

@@ -51,8 +51,9 @@ def compile_program(
       isolate: compile in a process of its own, which may crash without harm. Programs for `cpu` are
         always compiled in this one.
       cache: look on the disk first, and keep the result there; see `compile_cache`.
-      hbm_bytes: memory of a device. The TPU compiler knows it; the GPU compiler accepts any
-        program, so without it nothing is ever out of memory there.
+      hbm_bytes: memory of a device, where the program is to have less than the chip's. The TPU
+        compiler refuses what does not fit a chip; what the GPU compiler makes is compared with the
+        chip's memory here.
       progress: called about once a second with the seconds since the start, if isolated.
 
     Raises:
@@ -73,6 +74,8 @@ def compile_program(
             reply = answer_lowered(lowered, options)
         if store is not None and (not reply.error or verdict_of(reply.error, reply.peak)):
             store.store(key, reply)
+    if hbm_bytes is None:
+        hbm_bytes = aot.device_memory_bytes(topology)
     return _judged(reply, topology, hbm_bytes, cached, versions)
 
 
