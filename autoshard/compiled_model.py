@@ -253,6 +253,7 @@ class CompiledModel:
             compiler_options=compiler_options,
             timeout_s=timeout_s,
             progress=progress,
+            cache=cache,
         )
         return make_report(inputs, self._program)
 

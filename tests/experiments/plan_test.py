@@ -13,6 +13,7 @@ from absl import flags
 
 import autoshard
 from autoshard import html_report
+from autoshard.compile_cache import FOLDER_VARIABLE
 from autoshard.compile_report import CompileReport
 from autoshard.compiled_program import CompiledProgram
 from autoshard.plan import Plan
@@ -237,18 +238,28 @@ def test_short_names(paths: tuple[str, str], names: tuple[str, str]) -> None:
     assert runner.short_names(paths) == names
 
 
-def test_the_whole_way_on_cpu(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_way_on_cpu(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    out = tmp_path / "out"
     arguments = ("--model=llama3_tiny", "--model_overrides=num_layers=1,vocab_size=64",
                  "--topology=cpu:8", "--batch_size=8", "--seq_len=16", "--rules=zero3+redco",
-                 "--mesh=data=2,model=4", "--nocache", f"--out={tmp_path}")  # fmt: skip
+                 "--mesh=data=2,model=4", f"--out={out}")  # fmt: skip
     assert main(*arguments) == 0
-    assert {path.name for path in tmp_path.iterdir()} == FILES
-    report = load_report(tmp_path / "report.json")
-    assert report.timeline is not None and report.timeline.step_s > 0
-    assert (tmp_path / "hlo.txt").read_text().startswith("HloModule")
-    assert main(f"--plan={tmp_path / 'plan.json'}", *arguments) == 0
-    assert load_report(tmp_path / "report.json").plan == report.plan
+    assert {path.name for path in out.iterdir()} == FILES
+    report = load_report(out / "report.json")
+    assert report.timeline is not None and report.timeline.step_s > 0 and not report.cached
+    assert (out / "hlo.txt").read_text().startswith("HloModule")
     assert "step time" in capsys.readouterr().out
+
+    assert main(f"--plan={out / 'plan.json'}", *arguments) == 0
+    again = load_report(out / "report.json")
+    assert again.plan == report.plan and again.cached
+    assert main(*arguments, "--nocache") == 0
+    assert not load_report(out / "report.json").cached
 
 
 class Terminal(io.StringIO):
