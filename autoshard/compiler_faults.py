@@ -5,10 +5,10 @@ Each check names the fault, so that it can be removed when the compiler is mende
 
 import math
 
-from autoshard.cost import class_parts
 from autoshard.errors import RuleError
 from autoshard.layouts import Layout, spec_of
 from autoshard.named_dims import Analysis
+from autoshard.sharded_program import class_parts
 
 
 def check_grouped_convolutions(analysis: Analysis, layout: Layout) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from autoshard.cost import class_parts
 from autoshard.factors import FactorRole
 from autoshard.layouts import Layout
 from autoshard.named_dims import Source
 from autoshard.rule_sets.base import Subject
 from autoshard.scanned_stacks import scans_made_stacks
+from autoshard.sharded_program import class_parts
 
 _CUTS = ("slice", "split")
 

@@ -44,6 +44,8 @@ class Op:
       repeats: how often one step of the program executes it (product of enclosing scan lengths;
         a `while` with an unknown trip count counts once).
       eqn: the equation it came from, for source lines; None for pseudo-operations.
+      calls: the calls around it, innermost first: what a library's jitted function makes knows no
+        line of the user's.
     """
 
     primitive: str
@@ -52,16 +54,35 @@ class Op:
     params: Mapping[str, Any] = dataclasses.field(compare=False)
     repeats: int
     eqn: ir.JaxprEqn | None = dataclasses.field(compare=False, repr=False, default=None)
+    calls: tuple[ir.JaxprEqn, ...] = dataclasses.field(compare=False, repr=False, default=())
+
+    @property
+    def source(self) -> str:
+        """`file.py:line (function)` of the user's code; empty if unknown."""
+        eqns = (*(() if self.eqn is None else (self.eqn,)), *self.calls)
+        return next((line for line in map(ir.source_line, eqns) if line), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """The operations of a loop, its entry and exit included: numbers, half-open."""
+
+    begin: int
+    end: int
 
 
 @dataclasses.dataclass(frozen=True)
 class OpGraph:
-    """The flat program: `inputs` and `outputs` are value numbers in the program's own order."""
+    """The flat program: `inputs` and `outputs` are value numbers in the program's own order.
+
+    Loops come in the order of their end: those inside another before it.
+    """
 
     values: tuple[Value, ...]
     ops: tuple[Op, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    loops: tuple[Loop, ...] = ()
 
     def shape(self, value: int) -> tuple[int, ...]:
         """The shape of a value."""
@@ -72,6 +93,8 @@ class _Builder:
     def __init__(self) -> None:
         self.values: list[Value] = []
         self.ops: list[Op] = []
+        self.loops: list[Loop] = []
+        self.calls: tuple[ir.JaxprEqn, ...] = ()
         self.handlers: dict[str, Callable[[ir.JaxprEqn, list[int], int], list[int]]] = {
             "scan": self._scan,
             "while": self._while,
@@ -117,14 +140,24 @@ class _Builder:
     def _equation(self, eqn: ir.JaxprEqn, operands: list[int], repeats: int) -> list[int]:
         called = ir.callee(eqn)
         if called is not None and len(called[0].invars) == len(operands):
-            return self.inline(*called, operands, repeats)
+            outside, self.calls = self.calls, (eqn, *self.calls)
+            results = self.inline(*called, operands, repeats)
+            self.calls = outside
+            return results
         handler = self.handlers.get(eqn.primitive.name)
         if handler is not None:
-            return handler(eqn, operands, repeats)
+            begin = len(self.ops)
+            results = handler(eqn, operands, repeats)
+            if eqn.primitive.name != "cond":
+                self.loops.append(Loop(begin, len(self.ops)))
+            return results
         outputs = [self.value(x.aval) for x in eqn.outvars]
         self.ops.append(
-            Op(eqn.primitive.name, tuple(operands), tuple(outputs), eqn.params, repeats, eqn)
-        )
+            Op(
+                eqn.primitive.name, tuple(operands), tuple(outputs), eqn.params, repeats, eqn,
+                self.calls,
+            )
+        )  # fmt: skip
         return outputs
 
     def _scan(self, eqn: ir.JaxprEqn, operands: list[int], repeats: int) -> list[int]:
@@ -208,4 +241,10 @@ def build_graph(program: Program, ties: Sequence[tuple[int, int]] = ()) -> OpGra
                 f"shape {builder.values[into].shape}"
             )
         builder.tie(out, into, 1)
-    return OpGraph(tuple(builder.values), tuple(builder.ops), tuple(inputs), tuple(outputs))
+    return OpGraph(
+        tuple(builder.values),
+        tuple(builder.ops),
+        tuple(inputs),
+        tuple(outputs),
+        tuple(builder.loops),
+    )

@@ -17,10 +17,11 @@ from autoshard.layouts import ArrayLayout, Layout
 from autoshard.memory import MemoryEstimate
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
 from autoshard.named_dims import Analysis
+from autoshard.predicted_collectives import Phase, PredictedCollective, Purpose
 from passes.program import Leaf, Role
 
 FORMAT = "autoshard.plan"
-VERSION = 1
+VERSION = 2
 _HEAVY = ("dot_general", "conv_general_dilated", "gather", "sort", "top_k", "cumsum")
 
 
@@ -271,6 +272,17 @@ def _array(row: Mapping[str, Any]) -> ArrayLayout:
     return ArrayLayout(leaf, dims, rule=str(row["rule"]), why=str(row["why"]), **specs)
 
 
+def _collective(row: Mapping[str, Any]) -> PredictedCollective:
+    return PredictedCollective(
+        **{
+            **row,
+            "purpose": Purpose(row["purpose"]),
+            "phase": Phase(row["phase"]),
+            "axes": tuple(row["axes"]),
+        }
+    )
+
+
 def _parse(data: Mapping[str, Any]) -> Plan:
     mesh, cost = data["mesh"], data["cost"]
     if [len(p) for p in mesh["parts"]] != [len(s) for s in mesh["part_sizes"]]:
@@ -292,7 +304,12 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         arrays=tuple(_array(row) for row in data["arrays"]),
         notes=tuple(data["notes"]),
         unmodelled=tuple((str(name), int(count)) for name, count in data["unmodelled"]),
-        cost=CostReport(**{**cost, "memory": MemoryEstimate(**cost["memory"])}),
+        cost=CostReport(
+            flops=cost["flops"],
+            memory=MemoryEstimate(**cost["memory"]),
+            score_s=cost["score_s"],
+            collectives=tuple(_collective(row) for row in cost["collectives"]),
+        ),
         alternatives=tuple(
             Alternative(**{**row, "rules": tuple(row["rules"])}) for row in data["alternatives"]
         ),

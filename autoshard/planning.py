@@ -69,6 +69,8 @@ def make(
         trains=trains,
         optimizer_bytes=optimizer_bytes,
         memory_limit_bytes=wishes.memory_limit_bytes,
+        adds_partial_sums=not str(target.topology).startswith("cpu"),
+        platform=target.topology.platform,
     )
     answer = search(question)
     if wishes.strict and answer.layout.notes:

@@ -5,6 +5,7 @@ Today's space is combinations of rule sets on the mesh's axes (and, when the mes
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from autoshard.compiler_faults import check_grouped_convolutions
@@ -13,9 +14,11 @@ from autoshard.costly_places import costly_places
 from autoshard.errors import AutoshardError, BatchError, PlanError, RuleError
 from autoshard.layouts import Layout, lay_out
 from autoshard.memory import StateBytes
+from autoshard.memory_buffers import Buffer, find_buffers
 from autoshard.mesh_shape import MeshShape
 from autoshard.named_dims import Analysis
 from autoshard.plan import Alternative
+from autoshard.program_flow import ProgramFlow, program_flow
 from autoshard.rule_sets import AUTO, RuleSet, data, logical, redco, zero
 from autoshard.rule_sets.base import TENSOR_AXIS_NAMES, Subject, is_data_axis
 
@@ -34,6 +37,8 @@ class Question:
       trains: whether the program trains.
       optimizer_bytes: optimizer bytes a device under a layout.
       memory_limit_bytes: bytes that one device may hold, or None.
+      adds_partial_sums: whether the target's compiler does; see `predict_collectives`.
+      platform: of the target.
     """
 
     subject: Subject
@@ -43,6 +48,18 @@ class Question:
     trains: bool
     optimizer_bytes: Callable[[Layout], int]
     memory_limit_bytes: int | None = None
+    adds_partial_sums: bool = True
+    platform: str = "cpu"
+
+    @functools.cached_property
+    def flow(self) -> ProgramFlow:
+        """Where values of the costed program come from and go to."""
+        return program_flow(self.costed)
+
+    @functools.cached_property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """What the costed program holds in memory."""
+        return find_buffers(self.costed, self.flow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +123,12 @@ def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Co
         layout, notes=layout.notes + costly_places(question.subject, layout)
     )
     state = StateBytes(question.optimizer_bytes(layout))
-    return _Costed(shape, names, layout, estimate(question.costed, layout, state, question.trains))
+    cost = estimate(
+        question.costed, layout, state, question.trains,
+        flow=question.flow, adds_partial_sums=question.adds_partial_sums,
+        buffers=question.buffers, platform=question.platform,
+    )  # fmt: skip
+    return _Costed(shape, names, layout, cost)
 
 
 def search(question: Question) -> Answer:

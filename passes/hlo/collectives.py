@@ -48,6 +48,7 @@ class Collective:
       arrays: how many arrays it moves at once.
       groups: logical devices that take part together; (source, target) pairs of a permute.
       between_slices: over the datacentre network, by the host.
+      array_bytes: the payload of each array.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Collective:
     arrays: int
     groups: Groups
     between_slices: bool = False
+    array_bytes: tuple[int, ...] = ()
 
 
 def collective_of(module: HloModule, c: Computation, i: Instruction) -> Collective | None:
@@ -87,21 +89,23 @@ def collective_of(module: HloModule, c: Computation, i: Instruction) -> Collecti
     return None
 
 
-def _payload(module: HloModule, c: Computation, i: Instruction, kind: str) -> tuple[int, int]:
-    """(bytes, number of arrays) that a collective moves."""
-    operands = [module.shape_of(c, name) for name in i.operands]
-    given = sum(total_bytes(shape) for shape in operands)
-    if kind == "all-gather":
-        width = max((len(g) for g in groups_of(i, module.device_count)), default=1)
-        return given * width, len(operands)
-    return given, len(operands)
+def _payloads(
+    module: HloModule, c: Computation, i: Instruction, kind: str, groups: Groups
+) -> tuple[int, ...]:
+    """Bytes of each array that a collective moves."""
+    given = [total_bytes(module.shape_of(c, name)) for name in i.operands]
+    width = max(map(len, groups), default=1) if kind == "all-gather" else 1
+    return tuple(size * width for size in given)
 
 
 def _plain(
     module: HloModule, c: Computation, i: Instruction, kind: str, phase: Phase
 ) -> Collective:
-    payload, arrays = _payload(module, c, i, kind)
-    return Collective(kind, phase, i.name, payload, arrays, groups_of(i, module.device_count))
+    groups = groups_of(i, module.device_count)
+    payloads = _payloads(module, c, i, kind, groups)
+    return Collective(
+        kind, phase, i.name, sum(payloads), len(payloads), groups, array_bytes=payloads
+    )
 
 
 def _inner(module: HloModule, i: Instruction) -> tuple[Computation, Instruction] | None:
@@ -165,7 +169,8 @@ def _transfer(module: HloModule, c: Computation, i: Instruction) -> Collective |
     kind = _TRANSFER_KINDS.get(transfer[1], SEND_RECV)
     data = module.shape_of(c, i.operands[0]) if i.operands else i.shape
     key = _base(rendezvous[1]) if rendezvous else i.name
-    return Collective(kind, Phase.START, key, total_bytes(data), 1, (), between_slices=True)
+    size = total_bytes(data)
+    return Collective(kind, Phase.START, key, size, 1, (), between_slices=True, array_bytes=(size,))
 
 
 def _base(rendezvous: str) -> str:

@@ -1,0 +1,341 @@
+"""The collectives that a layout will cause, predicted from the gradient program.
+
+A sharded factor that is contracted, or picked from, leaves *partial sums* on the devices:
+
+    y = x @ w      x [batch, ffn/model], w [ffn/model, embed]     y is partial over `model`
+
+Partial sums go through casts and views, and two that are only added to each other are added first
+(dX of q, k and v). The first operation that needs the value makes it whole by an all-reduce; a
+gradient that is kept sharded (ZeRO 2 and 3) by a reduce-scatter. To that come the gathers of
+parameters that are stored sharded, those of operands that an operation needs whole, and the scalars
+of the global gradient norm. XLA's compilers reduce 16-bit floats in float32, all of them.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Collection, Sequence
+
+from autoshard import graph as graphs
+from autoshard.factors import FactorRole
+from autoshard.graph import Op
+from autoshard.layouts import ArrayLayout, Layout
+from autoshard.mesh_shape import Spec
+from autoshard.named_dims import Analysis
+from autoshard.program_flow import VIEWS, ParameterUse, ProgramFlow, program_flow
+from autoshard.sharded_program import ShardedProgram
+from passes.program import Role
+
+ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER = "all-reduce", "reduce-scatter", "all-gather"
+GRADIENT_NORM = "global norm of the gradients"
+_SUMS = frozenset({"add", "add_any", "sub"})
+_REDUCED_ITEMSIZE = 4
+
+
+class Purpose(enum.StrEnum):
+    """What a collective moves: activations (or their gradients), gradients of parameters,
+    parameters, or scalars (the loss, the norm of the gradients).
+    """
+
+    ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
+    PARAMETERS = "parameters"
+    SCALARS = "scalars"
+
+
+class Phase(enum.StrEnum):
+    """When: recomputation counts as backward."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedCollective:
+    """Arrays that one operation makes every device move.
+
+    Attributes:
+      kind: `all-reduce`, `reduce-scatter`, `all-gather`.
+      purpose: what is moved.
+      phase: when.
+      source: `file.py:line (function)` of the user's code; empty if unknown.
+      operation: the primitive, or the parameter's path.
+      axes: the parts of the mesh that it runs over.
+      devices: how many take part together.
+      count: arrays a step, loops multiplied.
+      payload_bytes: of one array on a device: the gathered result, the input of a reduction.
+    """
+
+    kind: str
+    purpose: Purpose
+    phase: Phase
+    source: str
+    operation: str
+    axes: tuple[str, ...]
+    devices: int
+    count: int
+    payload_bytes: int
+
+    @property
+    def sent_bytes(self) -> float:
+        """What a device of a ring sends for all arrays: 2 (n-1)/n of an all-reduce, else (n-1)/n.
+
+        Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH",
+        2005, section 4.
+        """
+        share = (self.devices - 1) / self.devices
+        return self.count * self.payload_bytes * share * (2 if self.kind == ALL_REDUCE else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partial:
+    """A value that is not summed yet: over which parts, and which operation left it so."""
+
+    parts: tuple[str, ...]
+    op: int
+    value: int
+
+
+class _Predictor:
+    def __init__(self, program: ShardedProgram, flow: ProgramFlow, adds_partial_sums: bool) -> None:
+        self.program = program
+        self.flow = flow
+        self.adds_partial_sums = adds_partial_sums
+        self.partial: dict[int, _Partial] = {}
+        self.found: list[PredictedCollective] = []
+
+    def run(self) -> list[PredictedCollective]:
+        analysis = self.program.analysis
+        for index, op in enumerate(analysis.graph.ops):
+            if op.primitive == graphs.TIE:
+                for value in op.inputs:
+                    self._finish(value)
+            elif any(analysis.sources[v] for v in op.inputs):
+                self._operation(index, op)
+        for value in analysis.graph.outputs:
+            self._finish(value)
+        return self.found
+
+    def _operation(self, index: int, op: Op) -> None:
+        if self._carried(op):
+            return
+        for value in op.inputs:
+            self._finish(value)
+        sums, kept = self._factors(index, op)
+        for value in dict.fromkeys(op.inputs):
+            self._gather(index, value, kept)
+        if self.program.degree(sums) > 1:
+            for value in op.outputs:
+                self.partial[value] = _Partial(self.program.wide(sums), index, value)
+
+    def _carried(self, op: Op) -> bool:
+        """Whether the operation hands partial sums on, unsummed."""
+        given = [self.partial.get(v) for v in op.inputs]
+        alone = all(len(self.flow.users[v]) == 1 for v in op.inputs)
+        if op.primitive in VIEWS and given[0] is not None and alone:
+            self.partial[op.outputs[0]] = self.partial.pop(op.inputs[0])
+            return True
+        if op.primitive not in _SUMS or not self.adds_partial_sums or not alone:
+            return False
+        first = given[0]
+        if first is None or len(given) < 2 or given[1] is None or given[1].parts != first.parts:
+            return False
+        for value in op.inputs:
+            self.partial.pop(value, None)
+        self.partial[op.outputs[0]] = first
+        return True
+
+    def _factors(self, index: int, op: Op) -> tuple[set[str], set[str]]:
+        """(parts whose shards are summed, parts that operands may keep)."""
+        sums: set[str] = set()
+        blocked: set[str] = set()
+        kept = {p for v in op.outputs for p in self.program.spec_parts(v)}
+        rule = self.program.analysis.rules[index]
+        bound = self.program.analysis.factor_dims(index)
+        for info, atoms in zip(rule.factors, bound, strict=True):
+            parts = self.program.factor_parts(atoms)
+            picked = info.role is FactorRole.INDEXED and op.primitive == "gather"
+            if info.role is FactorRole.CONTRACTED or picked:
+                sums.update(parts)
+            if info.role is FactorRole.BLOCKED:
+                blocked.update(parts)
+            else:
+                kept.update(parts)
+        return sums, kept - blocked
+
+    def _gather(self, index: int, value: int, kept: set[str]) -> None:
+        """Gather an operand over the parts of its layout that the operation cannot keep.
+
+        They are those of dimensions that must be whole, and those that no dimension of a result can
+        carry: behind a major atom that is not sharded, or across a reshape without a nested
+        refinement. The batch stays where it is.
+        """
+        lost = self.program.spec_parts(value) - kept - set(self.program.layout.data_parts)
+        degree = self.program.degree(lost)
+        if degree > 1:
+            payload = self.program.local_bytes(value) * degree
+            self._emit(ALL_GATHER, Purpose.ACTIVATIONS, index, lost, payload)
+
+    def _finish(self, value: int) -> None:
+        """Make a partial sum whole."""
+        partial = self.partial.pop(value, None)
+        if partial is None:
+            return
+        payload = self.program.local_size(partial.value) * max(
+            self.program.itemsize_bytes(partial.value), _REDUCED_ITEMSIZE
+        )
+        position = self.flow.gradient_of.get(value)
+        if position is None:
+            scalar = not self.program.analysis.graph.values[value].shape
+            purpose = Purpose.SCALARS if scalar else Purpose.ACTIVATIONS
+            self._emit(ALL_REDUCE, purpose, partial.op, partial.parts, payload)
+            return
+        array = self.program.layout.arrays[position]
+        kept = _parts(array.grad) - _parts(array.compute)
+        scattered = [p for p in partial.parts if p in kept]
+        rest = [p for p in partial.parts if p not in kept]
+        if scattered:
+            self._emit(REDUCE_SCATTER, Purpose.GRADIENTS, partial.op, scattered, payload)
+        if rest:
+            payload /= self.program.degree(scattered)
+            self._emit(ALL_REDUCE, Purpose.GRADIENTS, partial.op, rest, payload)
+
+    def _emit(
+        self,
+        kind: str,
+        purpose: Purpose,
+        index: int,
+        parts: Collection[str],
+        payload: float,
+    ) -> None:
+        op = self.program.analysis.graph.ops[index]
+        self.found.append(
+            PredictedCollective(
+                kind=kind,
+                purpose=purpose,
+                phase=Phase.FORWARD if self.flow.forward[index] else Phase.BACKWARD,
+                source=op.source,
+                operation=op.primitive,
+                axes=self.program.wide(parts),
+                devices=self.program.degree(parts),
+                count=op.repeats,
+                payload_bytes=round(payload),
+            )
+        )
+
+
+def _parts(spec: Spec) -> set[str]:
+    return {p for dim in spec for p in dim}
+
+
+def _parameter_gathers(
+    program: ShardedProgram, flow: ProgramFlow, position: int
+) -> list[PredictedCollective]:
+    """Gathers of one parameter that is stored otherwise than it is used."""
+    array = program.layout.arrays[position]
+    lost = _parts(array.param) - _parts(array.compute)
+    degree = program.degree(lost)
+    if degree == 1:
+        return []
+    used = array.leaf.size / program.degree(_parts(array.compute))
+
+    def one(use: ParameterUse) -> PredictedCollective:
+        op = program.analysis.graph.ops[use.op]
+        return PredictedCollective(
+            kind=ALL_GATHER,
+            purpose=Purpose.PARAMETERS,
+            phase=Phase.FORWARD if use.forward else Phase.BACKWARD,
+            source=op.source,
+            operation=array.leaf.path,
+            axes=program.wide(lost),
+            devices=degree,
+            count=use.slices,
+            payload_bytes=round(used / use.slices * use.itemsize_bytes),
+        )
+
+    return [one(use) for use in flow.uses[position]]
+
+
+def _optimizer(program: ShardedProgram, adds_partial_sums: bool) -> list[PredictedCollective]:
+    """Gathers of what is updated by shards, and the scalars of the gradients' norm."""
+    arrays = [a for a in program.layout.arrays if a.leaf.role is Role.PARAMETER]
+    found = []
+    for array in arrays:
+        lost = _parts(array.opt) - _parts(array.param)
+        if program.degree(lost) > 1:
+            used = array.leaf.size_bytes / program.degree(_parts(array.param))
+            found.append(_update(program, ALL_GATHER, lost, round(used), array.leaf.path))
+    return found + _gradient_norm(program, arrays, adds_partial_sums)
+
+
+def _gradient_norm(
+    program: ShardedProgram, arrays: Sequence[ArrayLayout], adds_partial_sums: bool
+) -> list[PredictedCollective]:
+    """One sum of squares an array whose gradient is kept sharded.
+
+    They are added one after the other, so that those of the first arrays, up to one with another
+    layout, are added before they are reduced; over several axes the compiler does not do that.
+    """
+    kept = [program.wide(_parts(a.grad)) for a in arrays]
+    if adds_partial_sums and kept and len(kept[0]) == 1:
+        merged = next((i for i, k in enumerate(kept) if k != kept[0]), len(kept))
+        kept = [kept[0], *kept[merged:]]
+    return [
+        _update(program, ALL_REDUCE, parts, _REDUCED_ITEMSIZE, GRADIENT_NORM)
+        for parts in kept
+        if program.degree(parts) > 1
+    ]
+
+
+def _update(
+    program: ShardedProgram, kind: str, parts: Collection[str], payload: int, what: str
+) -> PredictedCollective:
+    gathers = kind == ALL_GATHER
+    return PredictedCollective(
+        kind=kind,
+        purpose=Purpose.PARAMETERS if gathers else Purpose.SCALARS,
+        phase=Phase.OPTIMIZER,
+        source="",
+        operation=what,
+        axes=program.wide(parts),
+        devices=program.degree(parts),
+        count=1,
+        payload_bytes=payload,
+    )
+
+
+def predict_collectives(
+    analysis: Analysis,
+    layout: Layout,
+    trains: bool,
+    flow: ProgramFlow | None = None,
+    adds_partial_sums: bool = True,
+) -> tuple[PredictedCollective, ...]:
+    """Predict the collectives of one step.
+
+    Args:
+      analysis: of the gradient program when training, else of the forward program.
+      layout: its arrays are the program's inputs.
+      trains: whether parameters are updated.
+      flow: `program_flow(analysis)`, if it is at hand.
+      adds_partial_sums: whether the compiler adds partial sums before it reduces them, where it
+        can: those for TPUs and GPUs do, the one for CPUs does not.
+    """
+    program = ShardedProgram(analysis, layout)
+    flow = flow or program_flow(analysis)
+    found = _Predictor(program, flow, adds_partial_sums).run()
+    for position, leaf in enumerate(analysis.program.inputs):
+        if leaf.role is Role.PARAMETER:
+            found += _parameter_gathers(program, flow, position)
+    if trains:
+        found += _optimizer(program, adds_partial_sums)
+    return _joined(found)
+
+
+def _joined(found: Sequence[PredictedCollective]) -> tuple[PredictedCollective, ...]:
+    """Equal ones counted together."""
+    counts: dict[PredictedCollective, int] = {}
+    for collective in found:
+        key = dataclasses.replace(collective, count=0)
+        counts[key] = counts.get(key, 0) + collective.count
+    return tuple(dataclasses.replace(key, count=count) for key, count in counts.items())

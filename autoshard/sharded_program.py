@@ -1,0 +1,90 @@
+"""A program's values under a layout: how each is sharded and what of it one device holds."""
+
+import math
+from collections.abc import Collection
+
+from autoshard.layouts import AtomParts, Layout, spec_of
+from autoshard.mesh_shape import Spec
+from autoshard.named_dims import Analysis
+from passes.program import Leaf, Role
+
+
+def class_parts(analysis: Analysis, layout: Layout) -> dict[int, tuple[str, ...]]:
+    """The sharding that a layout's compute specs give each class of a (gradient) analysis."""
+    shards = layout.mesh.refined.by_name
+    found: dict[int, tuple[str, ...]] = {}
+    for position, array in enumerate(layout.arrays):
+        for dim, parts in zip(analysis.leaf_dims(position), array.compute, strict=True):
+            rest = list(parts)
+            for atom in dim:
+                taken: list[str] = []
+                while (
+                    rest
+                    and analysis.sizes[atom]
+                    % math.prod([shards[p] for p in taken] + [shards[rest[0]]])
+                    == 0
+                ):
+                    taken.append(rest.pop(0))
+                if taken:
+                    found.setdefault(atom, tuple(taken))
+                if not rest:
+                    break
+    return found
+
+
+class ShardedProgram:
+    """A program under a layout.
+
+    Attributes:
+      analysis: of the program.
+      layout: the layout; its arrays are the program's inputs.
+      shards: sizes of the mesh's parts.
+      parts: for each class of dimensions, the parts that shard it.
+    """
+
+    def __init__(self, analysis: Analysis, layout: Layout) -> None:
+        self.analysis = analysis
+        self.layout = layout
+        self.shards = layout.mesh.refined.by_name
+        self.parts: AtomParts = class_parts(analysis, layout)
+
+    def degree(self, parts: Collection[str]) -> int:
+        """How many shards some parts make."""
+        return math.prod(self.shards[p] for p in parts)
+
+    def wide(self, parts: Collection[str]) -> tuple[str, ...]:
+        """Those of some parts that have more than one device, in the mesh's order."""
+        return tuple(p for p, size in self.shards.items() if p in parts and size > 1)
+
+    def spec(self, value: int) -> Spec:
+        """How a value is sharded; what depends on no input is made where it is needed."""
+        if not self.analysis.sources[value]:
+            return tuple(() for _ in self.analysis.dims[value])
+        return spec_of(self.analysis.dims[value], self.parts, self.shards, self.analysis.sizes)
+
+    def spec_parts(self, value: int) -> set[str]:
+        """The parts that shard a value."""
+        return {p for dim in self.spec(value) for p in dim}
+
+    def itemsize_bytes(self, value: int) -> int:
+        """Bytes an element."""
+        return Leaf("", Role.CONSTANT, (), self.analysis.graph.values[value].dtype).itemsize_bytes
+
+    def local_size(self, value: int) -> float:
+        """Elements on one device."""
+        shape = self.analysis.graph.values[value].shape
+        return math.prod(shape) / self.degree([p for dim in self.spec(value) for p in dim])
+
+    def local_bytes(self, value: int) -> float:
+        """Bytes on one device."""
+        return self.local_size(value) * self.itemsize_bytes(value)
+
+    def factor_parts(self, atoms: Collection[int]) -> tuple[str, ...]:
+        """The parts that shard a factor made of some atoms."""
+        parts: tuple[str, ...] = ()
+        for atom in atoms:
+            own = self.parts.get(atom, ())
+            parts += own
+            if self.degree(own) != self.analysis.sizes[atom]:
+                break
+        return parts
