@@ -13,7 +13,7 @@ from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.shapes import Array, Shape
 
 _MAX_WINDOW = 1 << 16
-_MOST_INSIDE = 200_000
+_MOST_INSIDE = 50_000
 _CALLS = frozenset(("fusion", "call", "async-start"))
 
 
@@ -95,6 +95,8 @@ def _convolution(module: HloModule, c: Computation, i: Instruction) -> float:
     if any(
         len(a.dims) != len(b) for a, b in zip((left, kernel, out), labels.groups(), strict=True)
     ):
+        return 0.0
+    if not ({"b", "f"} <= set(out_label) and "i" in kernel_label):
         return 0.0
     window = dict(_WINDOW.findall(i.attributes.get("window", "")))
     flops = 2.0 * out.dims[out_label.index("b")] * out.dims[out_label.index("f")]
