@@ -4,10 +4,12 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 
+from autoshard.collective_rows import collective_rows
 from autoshard.compile_report import CollectiveRow, Comparison, CompileReport
-from autoshard.compiled_program import CompiledProgram
+from autoshard.compiled_program import CompiledMemory, CompiledProgram
 from autoshard.errors import CompileError
 from autoshard.plan import Plan
+from autoshard.predicted_step import predict_step
 from autoshard.topology import Topology
 from passes.hlo.errors import HloError
 from passes.hlo.machine import MachineModel
@@ -58,11 +60,10 @@ def make_report(inputs: ReportInputs, program: CompiledProgram) -> CompileReport
             raise CompileError(
                 f"the program compiled for {program.topology} cannot be read: {error}"
             ) from error
-        comparisons = _comparisons(inputs, program, module, timeline)
-        rows = _collective_rows(inputs.plan, timeline)
+        comparisons = _comparisons(inputs, program.memory, module, timeline)
+        rows = collective_rows(inputs.plan.cost.collectives, module)
     else:
         comparisons = (_predicted_total(inputs.plan, program),)
-    dtype = _HLO_DTYPES.get(inputs.compute_dtype, inputs.compute_dtype or "f32")
     return CompileReport(
         plan=inputs.plan,
         topology=inputs.topology,
@@ -70,7 +71,7 @@ def make_report(inputs: ReportInputs, program: CompiledProgram) -> CompileReport
         out_of_memory=program.out_of_memory,
         timeline=timeline,
         model_flops=inputs.model_flops,
-        peak_flops=inputs.machine.flops_per_s(dtype),
+        peak_flops=inputs.machine.flops_per_s(_hlo_dtype(inputs)),
         comparisons=comparisons,
         collectives=rows,
         compile_s=program.compile_s,
@@ -86,17 +87,21 @@ def _predicted_total(plan: Plan, program: CompiledProgram) -> Comparison:
     return Comparison("memory, total", "bytes", float(plan.cost.memory.total_bytes), needed)
 
 
+def _hlo_dtype(inputs: ReportInputs) -> str:
+    return _HLO_DTYPES.get(inputs.compute_dtype, inputs.compute_dtype or "f32")
+
+
 def _comparisons(
-    inputs: ReportInputs, program: CompiledProgram, module: HloModule, timeline: Timeline
+    inputs: ReportInputs, memory: CompiledMemory, module: HloModule, timeline: Timeline
 ) -> tuple[Comparison, ...]:
-    memory, cost = program.memory, inputs.plan.cost
-    assert memory is not None
+    cost, given = inputs.plan.cost, _argument_bytes(module)
     estimate = cost.memory
-    given = _argument_bytes(module)
+    step = predict_step(inputs.plan, inputs.machine, _hlo_dtype(inputs))
     state = estimate.parameters_bytes + estimate.optimizer_bytes + estimate.other_bytes
-    sent: dict[str, float] = collections.defaultdict(float)
-    for collective in timeline.collectives:
-        sent[collective.kind] += float(collective.payload_bytes) * collective.repeats
+    payload = sum(c.payload_bytes * c.repeats for c in timeline.collectives)
+    predicted_payload = sum(c.payload_bytes * c.count for c in cost.collectives)
+    products_s = sum(o.seconds for o in timeline.operations if o.kind == "matmul")
+    collectives_s = sum(c.seconds for c in timeline.collectives)
     rows = [
         ("parameters", "bytes", estimate.parameters_bytes, given.get("params")),
         ("optimizer state", "bytes", estimate.optimizer_bytes, given.get("opt_state")),
@@ -105,8 +110,15 @@ def _comparisons(
         ("memory, total", "bytes", estimate.total_bytes, memory.total_bytes),
         ("memory, at the peak", "bytes", estimate.total_bytes, memory.needed_bytes),
         ("matrix FLOPs a device", "flops", cost.flops, timeline.flops),
-        ("collective payload a device", "bytes", None, sum(sent.values())),
-        ("step time", "seconds", None, timeline.step_s),
+        ("collective payload a device", "bytes", predicted_payload, payload),
+        ("time in products", "seconds", step.products_s, products_s),
+        ("time in collectives", "seconds", step.collectives_s, collectives_s),
+        (
+            "step time (predicted: products and collectives, nothing overlapped)",
+            "seconds",
+            step.products_s + step.collectives_s,
+            timeline.step_s,
+        ),
     ]
     return tuple(
         Comparison(name, unit, *(None if v is None else float(v) for v in (predicted, compiled)))
@@ -123,16 +135,3 @@ def _argument_bytes(module: HloModule) -> Mapping[str, int]:
         kind = part if part in ("params", "opt_state") else "other"
         found[kind] += sum(a.padded_bytes for a in arrays(parameter.shape) if a.space == 0)
     return found
-
-
-def _collective_rows(plan: Plan, timeline: Timeline) -> tuple[CollectiveRow, ...]:
-    del plan
-    rows: dict[tuple[str, str], list[int]] = {}
-    for c in timeline.collectives:
-        row = rows.setdefault((c.kind, c.source or c.op_name), [0, 0])
-        row[0] += c.repeats
-        row[1] += c.payload_bytes * c.repeats
-    return tuple(
-        CollectiveRow(kind, source, 0, count, 0, size)
-        for (kind, source), (count, size) in sorted(rows.items(), key=lambda item: -item[1][1])
-    )

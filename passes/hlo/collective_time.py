@@ -6,7 +6,9 @@ Where a group spans both, the inner fabric goes first and the outer one moves wh
 the data (hierarchical algorithms, as NCCL's and Megascale's).
 """
 
+import collections
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -165,29 +167,65 @@ def _moved(kind: str, payload: float, width: int, level: Sequence[_Extent]) -> f
     return payload * max(longest / 4, 1 - 1 / width)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Routes:
+    """Where the messages of a permute meet, axis by axis.
+
+    Attributes:
+      load: messages on the fullest link of each axis, one way.
+      hops: the most places that a message goes along each axis.
+      links: directions that are used, as `x+`.
+    """
+
+    load: tuple[int, ...]
+    hops: tuple[int, ...]
+    links: tuple[str, ...]
+
+
 def _permute(machine: MachineModel, payload: float, pairs: Groups) -> CollectiveTime:
-    """Everybody moves as far, so a link carries the data of as many devices as hops."""
-    worst, axes, links = 0.0, dict[str, None](), dict[str, None]()
+    """Messages go axis by axis and share the links on which they meet: the fullest one decides."""
+    known = len(machine.coordinates)
+    moving = tuple((s, t) for s, t in pairs if s != t and max(s, t) < known)
+    routes = _routes(machine.axes, machine.coordinates, moving)
+    worst = latency = 0.0
+    for axis, load, hops in zip(machine.axes, routes.load, routes.hops, strict=True):
+        rates = axis.device_bytes_per_s
+        link = min((rates[s] for s, _ in moving), default=0.0) if rates else axis.bytes_per_s
+        worst = max(worst, load * payload / link if load else 0.0)
+        latency += hops * axis.latency_s
+    axes = [axis.name for axis, hops in zip(machine.axes, routes.hops, strict=True) if hops]
+    return CollectiveTime(worst + latency, tuple(axes), routes.links)
+
+
+@functools.lru_cache(maxsize=1024)
+def _routes(
+    axes: tuple[Axis, ...], coordinates: tuple[tuple[int, ...], ...], pairs: Groups
+) -> _Routes:
+    """Route every message in the order of the axes, the shorter way round on a ring."""
+    loads: list[collections.Counter[tuple[tuple[int, ...], str]]]
+    loads = [collections.Counter() for _ in axes]
+    hops = [0] * len(axes)
+    links: dict[str, None] = {}
     for source, target in pairs:
-        if source == target or max(source, target) >= len(machine.coordinates):
-            continue
-        seconds = 0.0
-        here, there = machine.coordinates[source], machine.coordinates[target]
-        for axis, a, b in zip(machine.axes, here, there, strict=True):
-            if a == b:
-                continue
-            hops, sign = _route(axis, a, b)
-            axes[axis.name] = links[axis.name + sign] = None
-            link = axis.device_bytes_per_s[source] if axis.device_bytes_per_s else axis.bytes_per_s
-            seconds += hops * (payload / link + axis.latency_s)
-        worst = max(worst, seconds)
-    return CollectiveTime(worst, tuple(axes), tuple(links))
+        here = list(coordinates[source])
+        for number, axis in enumerate(axes):
+            count, sign = _route(axis, here[number], coordinates[target][number])
+            hops[number] = max(hops[number], count)
+            if count:
+                links[axis.name + sign] = None
+            for _ in range(count):
+                loads[number][tuple(here), sign] += 1
+                if axis.fabric is Fabric.TORUS:
+                    here[number] = (here[number] + (1 if sign == "+" else -1)) % axis.size
+            here[number] = coordinates[target][number]
+    load = tuple(max(counter.values(), default=0) for counter in loads)
+    return _Routes(load, tuple(hops), tuple(links))
 
 
 def _route(axis: Axis, here: int, there: int) -> tuple[int, str]:
     """Hops between two places of an axis, and in which direction."""
     if axis.fabric is Fabric.SWITCH:
-        return 1, "+"
+        return int(here != there), "+"
     forward = there - here
     if axis.wraps:
         forward %= axis.size
