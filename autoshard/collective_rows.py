@@ -88,12 +88,12 @@ def _padded(p: PredictedCollective, m: MovedArray) -> bool:
 
 _FORMS = (
     _Form("", _as_predicted, True),
-    _Form("", _as_predicted, False),
     _Form("as an all-reduce", _as_all_reduce, True),
-    _Form("as an all-reduce", _as_all_reduce, False),
     _Form("padded", _padded, True),
     _Form("in another type", _other_type, True),
     _Form("as an all-reduce, in another type", _gather_as_all_reduce, True),
+    _Form("", _as_predicted, False),
+    _Form("as an all-reduce", _as_all_reduce, False),
 )
 _LATE_FORMS = (
     _Form("in another type", _other_type, False),

@@ -12,7 +12,12 @@ from autoshard.layouts import Layout
 from autoshard.memory import MemoryEstimate, StateBytes, estimate_memory
 from autoshard.memory_buffers import Buffer, find_buffers
 from autoshard.named_dims import Analysis
-from autoshard.predicted_collectives import PredictedCollective, Purpose, predict_collectives
+from autoshard.predicted_collectives import (
+    PredictedCollective,
+    Purpose,
+    habits_of,
+    predict_collectives,
+)
 from autoshard.program_flow import ProgramFlow, program_flow
 from autoshard.sharded_program import ShardedProgram
 
@@ -95,7 +100,6 @@ def estimate(
     *,
     machine: ReferenceMachine | None = None,
     flow: ProgramFlow | None = None,
-    adds_partial_sums: bool = True,
     buffers: tuple[Buffer, ...] | None = None,
     platform: str = "cpu",
 ) -> CostReport:
@@ -108,15 +112,15 @@ def estimate(
       state: optimizer bytes a device, which the program does not show.
       trains: whether gradients are computed and parameters updated.
       machine: the weights of the score.
-      flow, adds_partial_sums: see `predict_collectives`.
+      flow: `program_flow(analysis)`, if it is at hand.
       buffers: `find_buffers(analysis, flow)`, if it is at hand.
-      platform: see `estimate_memory`.
+      platform: `cpu`, `tpu` or `cuda`.
     """
     machine = machine or ReferenceMachine()
     program = ShardedProgram(analysis, layout)
     flops = sum(_flops(program, index) for index in range(len(analysis.graph.ops)))
     flow = flow or program_flow(analysis)
-    collectives = predict_collectives(analysis, layout, trains, flow, adds_partial_sums)
+    collectives = predict_collectives(analysis, layout, trains, flow, habits_of(platform))
     buffers = find_buffers(analysis, flow) if buffers is None else buffers
     memory = estimate_memory(program, flow, buffers, state, platform)
     score = (

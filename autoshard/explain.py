@@ -15,6 +15,7 @@ from rich.table import Table
 
 from autoshard.layouts import ArrayLayout
 from autoshard.mesh_shape import Spec
+from autoshard.predicted_collectives import PredictedCollective
 from passes.program import Role
 
 if TYPE_CHECKING:  # the plan module renders itself through this one
@@ -150,6 +151,22 @@ def _costs(plan: Plan) -> Table:
     return table
 
 
+def _collectives(plan: Plan) -> Table:
+    """Predicted collectives, those alike in kind, purpose, phase and axes in one row."""
+    table = _table("collectives", "of", "in", "over", "n", "payload", "sent", right=(4, 5, 6))
+    groups: dict[tuple[str, ...], list[PredictedCollective]] = {}
+    for c in plan.cost.collectives:
+        groups.setdefault((c.kind, c.purpose, c.phase, "*".join(c.axes)), []).append(c)
+    for key, members in groups.items():
+        table.add_row(
+            *key,
+            str(sum(c.count for c in members)),
+            format_bytes(sum(c.count * c.payload_bytes for c in members)),
+            format_bytes(sum(c.sent_bytes for c in members)),
+        )
+    return table
+
+
 def _alternatives(plan: Plan) -> Table:
     table = _table("rules", "mesh", "memory", "moved", "score", "verdict", right=(2, 3, 4))
     for other in plan.alternatives:
@@ -207,6 +224,11 @@ def explain(plan: Plan, width: int) -> str:
     console.print("  stored as =: as it is used; n: arrays of this kind, their bytes summed up\n")
     console.print(_costs(plan))
     console.print()
+    if plan.cost.collectives:
+        console.print(_collectives(plan))
+        console.print(
+            "  n: arrays a step; payload: on a device, of the larger side; all estimated\n"
+        )
     if plan.alternatives:
         console.print("Considered (memory and bytes moved per device, score in microseconds on the "
                       "reference chip, nothing overlapped; all estimated):")  # fmt: skip

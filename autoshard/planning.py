@@ -69,7 +69,6 @@ def make(
         trains=trains,
         optimizer_bytes=optimizer_bytes,
         memory_limit_bytes=wishes.memory_limit_bytes,
-        adds_partial_sums=not str(target.topology).startswith("cpu"),
         platform=target.topology.platform,
     )
     answer = search(question)

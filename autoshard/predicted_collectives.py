@@ -51,6 +51,25 @@ class Phase(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
+class CompilerHabits:
+    """What XLA's compilers do differently.
+
+    Attributes:
+      merges_reductions: partial sums that are only added to each other are added first, and a
+        reduction along several dimensions is one.
+      gathers_16_bits: arrays of 16-bit floats are gathered as such, else as float32.
+    """
+
+    merges_reductions: bool = True
+    gathers_16_bits: bool = True
+
+
+def habits_of(platform: str) -> CompilerHabits:
+    """The habits of the compiler for `cpu`, `tpu` or `cuda`."""
+    return CompilerHabits(False, False) if platform == "cpu" else CompilerHabits()
+
+
+@dataclasses.dataclass(frozen=True)
 class PredictedCollective:
     """Arrays that one operation makes every device move.
 
@@ -97,10 +116,10 @@ class _Partial:
 
 
 class _Predictor:
-    def __init__(self, program: ShardedProgram, flow: ProgramFlow, adds_partial_sums: bool) -> None:
+    def __init__(self, program: ShardedProgram, flow: ProgramFlow, habits: CompilerHabits) -> None:
         self.program = program
         self.flow = flow
-        self.adds_partial_sums = adds_partial_sums
+        self.habits = habits
         self.partial: dict[int, _Partial] = {}
         self.found: list[PredictedCollective] = []
 
@@ -135,7 +154,7 @@ class _Predictor:
         if op.primitive in VIEWS and given[0] is not None and alone:
             self.partial[op.outputs[0]] = self.partial.pop(op.inputs[0])
             return True
-        if op.primitive not in _SUMS or not self.adds_partial_sums or not alone:
+        if op.primitive not in _SUMS or not self.habits.merges_reductions or not alone:
             return False
         first = given[0]
         if first is None or len(given) < 2 or given[1] is None or given[1].parts != first.parts:
@@ -229,7 +248,7 @@ def _parts(spec: Spec) -> set[str]:
 
 
 def _parameter_gathers(
-    program: ShardedProgram, flow: ProgramFlow, position: int
+    program: ShardedProgram, flow: ProgramFlow, position: int, habits: CompilerHabits
 ) -> list[PredictedCollective]:
     """Gathers of one parameter that is stored otherwise than it is used."""
     array = program.layout.arrays[position]
@@ -241,6 +260,9 @@ def _parameter_gathers(
 
     def one(use: ParameterUse) -> PredictedCollective:
         op = program.analysis.graph.ops[use.op]
+        itemsize = use.itemsize_bytes
+        if itemsize == 2 and not habits.gathers_16_bits:
+            itemsize = 4
         return PredictedCollective(
             kind=ALL_GATHER,
             purpose=Purpose.PARAMETERS,
@@ -250,13 +272,13 @@ def _parameter_gathers(
             axes=program.wide(lost),
             devices=degree,
             count=use.slices,
-            payload_bytes=round(used / use.slices * use.itemsize_bytes),
+            payload_bytes=round(used / use.slices * itemsize),
         )
 
     return [one(use) for use in flow.uses[position]]
 
 
-def _optimizer(program: ShardedProgram, adds_partial_sums: bool) -> list[PredictedCollective]:
+def _optimizer(program: ShardedProgram, habits: CompilerHabits) -> list[PredictedCollective]:
     """Gathers of what is updated by shards, and the scalars of the gradients' norm."""
     arrays = [a for a in program.layout.arrays if a.leaf.role is Role.PARAMETER]
     found = []
@@ -265,19 +287,22 @@ def _optimizer(program: ShardedProgram, adds_partial_sums: bool) -> list[Predict
         if program.degree(lost) > 1:
             used = array.leaf.size_bytes / program.degree(_parts(array.param))
             found.append(_update(program, ALL_GATHER, lost, round(used), array.leaf.path))
-    return found + _gradient_norm(program, arrays, adds_partial_sums)
+    return found + _gradient_norm(program, arrays, habits)
 
 
 def _gradient_norm(
-    program: ShardedProgram, arrays: Sequence[ArrayLayout], adds_partial_sums: bool
+    program: ShardedProgram, arrays: Sequence[ArrayLayout], habits: CompilerHabits
 ) -> list[PredictedCollective]:
     """One sum of squares an array whose gradient is kept sharded.
 
     They are added one after the other, so that those of the first arrays, up to one with another
     layout, are added before they are reduced; over several axes the compiler does not do that.
     """
-    kept = [program.wide(_parts(a.grad)) for a in arrays]
-    if adds_partial_sums and kept and len(kept[0]) == 1:
+    if habits.merges_reductions:
+        kept = [program.wide(_parts(a.grad)) for a in arrays]
+    else:
+        kept = [program.wide(dim) for a in arrays for dim in a.grad]
+    if habits.merges_reductions and kept and len(kept[0]) == 1:
         merged = next((i for i, k in enumerate(kept) if k != kept[0]), len(kept))
         kept = [kept[0], *kept[merged:]]
     return [
@@ -309,7 +334,7 @@ def predict_collectives(
     layout: Layout,
     trains: bool,
     flow: ProgramFlow | None = None,
-    adds_partial_sums: bool = True,
+    habits: CompilerHabits | None = None,
 ) -> tuple[PredictedCollective, ...]:
     """Predict the collectives of one step.
 
@@ -318,17 +343,17 @@ def predict_collectives(
       layout: its arrays are the program's inputs.
       trains: whether parameters are updated.
       flow: `program_flow(analysis)`, if it is at hand.
-      adds_partial_sums: whether the compiler adds partial sums before it reduces them, where it
-        can: those for TPUs and GPUs do, the one for CPUs does not.
+      habits: of the compiler; those of most where not given.
     """
     program = ShardedProgram(analysis, layout)
     flow = flow or program_flow(analysis)
-    found = _Predictor(program, flow, adds_partial_sums).run()
+    habits = habits or CompilerHabits()
+    found = _Predictor(program, flow, habits).run()
     for position, leaf in enumerate(analysis.program.inputs):
         if leaf.role is Role.PARAMETER:
-            found += _parameter_gathers(program, flow, position)
+            found += _parameter_gathers(program, flow, position, habits)
     if trains:
-        found += _optimizer(program, adds_partial_sums)
+        found += _optimizer(program, habits)
     return _joined(found)
 
 

@@ -37,7 +37,6 @@ class Question:
       trains: whether the program trains.
       optimizer_bytes: optimizer bytes a device under a layout.
       memory_limit_bytes: bytes that one device may hold, or None.
-      adds_partial_sums: whether the target's compiler does; see `predict_collectives`.
       platform: of the target.
     """
 
@@ -48,7 +47,6 @@ class Question:
     trains: bool
     optimizer_bytes: Callable[[Layout], int]
     memory_limit_bytes: int | None = None
-    adds_partial_sums: bool = True
     platform: str = "cpu"
 
     @functools.cached_property
@@ -125,7 +123,7 @@ def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Co
     state = StateBytes(question.optimizer_bytes(layout))
     cost = estimate(
         question.costed, layout, state, question.trains,
-        flow=question.flow, adds_partial_sums=question.adds_partial_sums,
+        flow=question.flow,
         buffers=question.buffers, platform=question.platform,
     )  # fmt: skip
     return _Costed(shape, names, layout, cost)
