@@ -248,8 +248,8 @@ def make_request(
         client.platform == "tpu" and len(arguments) > _TPU_MAX_SEPARATE_ARGUMENTS
     )
     build = options.executable_build_options
-    build.allow_spmd_sharding_propagation_to_parameters = [not _sharding(a) for a in arguments]
-    build.allow_spmd_sharding_propagation_to_output = [_is_open(_sharding(r)) for r in results]
+    build.allow_spmd_sharding_propagation_to_parameters = [_is_open(a) for a in arguments]
+    build.allow_spmd_sharding_propagation_to_output = [_is_open(r) for r in results]
     code = io.BytesIO()
     module.operation.write_bytecode(code)
     return CompileRequest(
@@ -272,14 +272,9 @@ def _main_attributes(module: Any) -> tuple[list[Any], list[Any]]:
     raise MeshError("the lowered program has no entry function: lower it with jax.jit(f).lower")
 
 
-def _sharding(attributes: Any) -> str:
-    found = (a for a in ("sdy.sharding", "mhlo.sharding") if a in attributes)
-    return "".join(str(attributes[a]) for a in found)
-
-
-def _is_open(sharding: str) -> bool:
-    """Whether the compiler may choose it: none is given, or not for every dimension."""
-    return not sharding or "?" in sharding
+def _is_open(attributes: Any) -> bool:
+    """Whether the compiler may choose how an argument or result is sharded."""
+    return "sdy.sharding" not in attributes and "mhlo.sharding" not in attributes
 
 
 def compile_request(request: CompileRequest, dump: Path) -> tuple[str, CompiledMemory]:
