@@ -86,9 +86,7 @@ windows = st.tuples(
 
 @hypothesis.given(st.lists(windows, min_size=1, max_size=3), st.integers(1, 3), st.integers(1, 3))
 @hypothesis.settings(max_examples=200)
-def test_convolutions_against_counting(
-    dimensions: list[Window], batch: int, features: int
-) -> None:
+def test_convolutions_against_counting(dimensions: list[Window], batch: int, features: int) -> None:
     digits = "".join(map(str, range(len(dimensions))))
     left = ",".join(str(w[0]) for w in dimensions)
     kernel = ",".join(str(w[1]) for w in dimensions)

@@ -1,10 +1,11 @@
 """The programs behind the golden files: a small train step for each of the three compilers.
 
-Three scanned layers of attention and a gated MLP, sharded over a data and a model axis; weights are
-sharded over both where `zero` is set, so that gathers and scatters appear. One seed for all.
+Three scanned layers of attention and MLP, sharded over a data axis of 2 and a model axis of 4;
+weights are sharded over both where `zero` is set, so that gathers and scatters appear.
 """
 
 import dataclasses
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ class GoldenProgram:
     def found_path(self) -> Path:
         """What the reader finds in it."""
         return FOLDER / f"{self.name}.json"
+
+    @property
+    def flops(self) -> int:
+        """Of a step on one of 2 x 4 devices; the backward costs twice the forward."""
+        tokens = self.batch // 2 * self.seq_len
+        weights = 4 * self.embed**2 + 2 * self.embed * self.ffn
+        scores = 2 * tokens * self.seq_len * self.embed
+        return 3 * self.layers * 2 * (tokens * weights + scores) // 4
+
+    def read(self) -> str:
+        """The HLO text."""
+        return gzip.decompress(self.text_path.read_bytes()).decode()
 
 
 PROGRAMS = (

@@ -46,7 +46,9 @@ def traffic(operation: str, *computations: str) -> float:
     ],
 )
 def test_operations(operation: str, expected: float) -> None:
-    assert traffic(operation, "add\n%x = f32[] parameter(0)\nROOT %s = f32[] add(%x, %x)") == expected
+    assert (
+        traffic(operation, "add\n%x = f32[] parameter(0)\nROOT %s = f32[] add(%x, %x)") == expected
+    )
 
 
 FUSIONS = {
