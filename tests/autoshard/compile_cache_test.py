@@ -168,7 +168,8 @@ def key_of(
 
 
 def test_a_program_that_moves_in_its_file_keeps_its_key() -> None:
-    first, second = {}, {}
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
     for lines, namespace in ((1, first), (9, second)):
         code = compile("\n" * lines + "def double(x):\n    return 2 * x", "model.py", "exec")
         exec(code, namespace)
