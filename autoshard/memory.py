@@ -1,15 +1,18 @@
-"""Bytes that one device holds: exact for the training state, estimated for activations."""
+"""Bytes that one device holds: exact for the training state, estimated for what a step adds."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 
-from autoshard import graph as graphs
-from autoshard.layouts import ArrayLayout, Layout
+from autoshard.layouts import ArrayLayout
+from autoshard.memory_buffers import Buffer, Kind
+from autoshard.memory_tiles import held_bytes
 from autoshard.mesh_shape import Spec
-from autoshard.named_dims import Analysis
+from autoshard.program_flow import ProgramFlow
 from autoshard.scanned_stacks import scanned_atoms
-from passes.program import Role
+from autoshard.sharded_program import ShardedProgram
+from passes.program import Leaf, Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class StateBytes:
     """Bytes a device of what the forward program does not show.
 
     Attributes:
-      optimizer_bytes: optimizer state.
+      optimizer_bytes: optimizer state, without padding.
     """
 
     optimizer_bytes: int
@@ -25,17 +28,17 @@ class StateBytes:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device at the peak of a step.
+    """Bytes on one device at the peak of a step; the total is their sum.
 
     Attributes:
       parameters_bytes: parameters as stored (exact).
-      optimizer_bytes: optimizer state (exact).
-      gradients_bytes: gradients as kept (exact).
-      gathered_bytes: parameters gathered for use, at most the largest one when they are regathered;
-        of a stack that is scanned over, one slice.
+      optimizer_bytes: optimizer state (exact but for padding, taken to be that of the parameters).
+      gradients_bytes: gradients that are held at the peak.
+      gathered_bytes: parameters gathered for use: the largest one and the next; of a stack that is
+        scanned over, slices.
       other_bytes: model state and batch (exact).
-      activations_bytes: what is alive at the peak of the gradient program (estimated, no fusion of
-        reductions, elementwise results that are used at once counted as fused).
+      activations_bytes: what else is held at the peak of the gradient program: what the backward
+        pass needs, parameters cast for use, temporaries.
     """
 
     parameters_bytes: int
@@ -51,87 +54,122 @@ class MemoryEstimate:
         return sum(dataclasses.astuple(self))
 
 
-def local_size(array: ArrayLayout, spec: Spec, shards: Mapping[str, int]) -> int:
-    """Bytes of an array's shard under a spec whose sizes divide."""
-    return array.leaf.size_bytes // math.prod(shards[p] for dim in spec for p in dim)
-
-
-# An elementwise result whose last use is this close is taken to be fused into its consumers.
-_FUSION_REACH = 6
-_MATERIALISED = frozenset(
-    """dot_general conv_general_dilated gather scatter scatter-add reduce_sum reduce_max sort
-    cumsum top_k concatenate dynamic_update_slice random_bits reduce_window_max
-    select_and_scatter_add scan_ys""".split()
-)
-_FREE = frozenset(
-    """reshape transpose broadcast_in_dim iota squeeze expand_dims slice stop_gradient name alias
-    tie copy convert_element_type""".split()
-)
-
-
 def estimate_memory(
-    analysis: Analysis,
-    layout: Layout,
+    program: ShardedProgram,
+    flow: ProgramFlow,
+    buffers: Iterable[Buffer],
     state: StateBytes,
-    trains: bool,
-    local_bytes: Callable[[int], float],
+    platform: str,
 ) -> MemoryEstimate:
-    """Sum up the state from the layout and walk the program for the peak of activations."""
-    shards = layout.mesh.refined.by_name
-    parameters = [a for a in layout.arrays if a.leaf.role is Role.PARAMETER]
-    others = [a for a in layout.arrays if a.leaf.role in (Role.MODEL_STATE, Role.BATCH)]
-    gathered = _gathered_sizes(analysis, layout, shards)
+    """Sum up the state from the layout and find the peak of what the program holds beside it.
+
+    Args:
+      program: the gradient program when training, else the forward program, under a layout.
+      flow: of the program.
+      buffers: of the program; see `find_buffers`.
+      state: what the program does not show.
+      platform: `tpu` pads arrays to tiles and frees gradients as soon as they are used.
+    """
+    sizes = _Sizes(program, platform)
+    arrays = program.layout.arrays
+    parameters = [a for a in arrays if a.leaf.role is Role.PARAMETER]
+    others = [a for a in arrays if a.leaf.role in (Role.MODEL_STATE, Role.BATCH)]
+    held = _at_peak(sizes, buffers)
+    optimizer = state.optimizer_bytes
+    if platform == "tpu":
+        exact = sum(sizes.array(a, a.opt, "cpu") for a in parameters)
+        optimizer = optimizer * sum(sizes.array(a, a.opt) for a in parameters) // max(1, exact)
     return MemoryEstimate(
-        parameters_bytes=sum(local_size(a, a.param, shards) for a in parameters),
-        optimizer_bytes=state.optimizer_bytes,
-        gradients_bytes=sum(local_size(a, a.grad, shards) for a in parameters) if trains else 0,
-        gathered_bytes=2 * max(gathered, default=0),  # the one in use and the one being fetched
-        other_bytes=sum(local_size(a, a.param, shards) for a in others),
-        activations_bytes=int(_peak_bytes(analysis, local_bytes)),
+        parameters_bytes=sum(sizes.array(a, a.param) for a in parameters),
+        optimizer_bytes=optimizer,
+        gradients_bytes=held[Kind.GRADIENT] + held[Kind.GRADIENT_STACK],
+        gathered_bytes=2 * max(_gathered_sizes(sizes, flow), default=0),
+        other_bytes=sum(sizes.array(a, a.param) for a in others),
+        activations_bytes=held[Kind.ACTIVATION] + held[Kind.PARAMETER],
     )
 
 
-def _gathered_sizes(analysis: Analysis, layout: Layout, shards: Mapping[str, int]) -> list[int]:
+class _Sizes:
+    """Bytes of values and inputs on one device."""
+
+    def __init__(self, program: ShardedProgram, platform: str) -> None:
+        self.program = program
+        self.platform = platform
+        self._known: dict[object, int] = {}
+
+    def array(self, array: ArrayLayout, spec: Spec, platform: str = "") -> int:
+        """Of an input of the program under one of its layouts."""
+        return self._held(array.leaf.shape, spec, array.leaf, platform or self.platform)
+
+    def buffer(self, buffer: Buffer) -> int:
+        """Of a buffer."""
+        value = self.program.analysis.graph.values[buffer.value]
+        dims = self.program.analysis.dims[buffer.value]
+        key = (dims, value, buffer.kind, buffer.position)
+        if key not in self._known:
+            leaf = Leaf("", Role.CONSTANT, value.shape, value.dtype)
+            self._known[key] = self._held(
+                value.shape, self._spec(buffer), self._stored_as(buffer, leaf), self.platform
+            )
+        return self._known[key]
+
+    def _spec(self, buffer: Buffer) -> Spec:
+        spec = self.program.spec(buffer.value)
+        if buffer.position < 0:
+            return spec
+        array = self.program.layout.arrays[buffer.position]
+        kept = array.param if buffer.kind is Kind.PARAMETER else array.grad
+        more = [p for dim in kept for p in dim if not any(p in d for d in spec)]
+        # Where those parts go does not matter for the size, as long as it divides.
+        return (*spec[:-1], (*spec[-1], *more)) if spec and more else spec
+
+    def _stored_as(self, buffer: Buffer, leaf: Leaf) -> Leaf:
+        """A gathered parameter is cast slice by slice: its gradients are stacked after the cast."""
+        if buffer.kind is not Kind.GRADIENT_STACK:
+            return leaf
+        array = self.program.layout.arrays[buffer.position]
+        gathered = array.compute != array.param
+        return dataclasses.replace(leaf, dtype=array.leaf.dtype) if gathered else leaf
+
+    def _held(self, shape: tuple[int, ...], spec: Spec, leaf: Leaf, platform: str) -> int:
+        local = [
+            -(-size // self.program.degree(parts)) for size, parts in zip(shape, spec, strict=True)
+        ]
+        return held_bytes(local, leaf.itemsize_bytes, platform)
+
+
+def _at_peak(sizes: _Sizes, buffers: Iterable[Buffer]) -> Mapping[Kind, int]:
+    """What is held when it is most, by kind."""
+    changes: dict[int, list[tuple[Kind, int]]] = collections.defaultdict(list)
+    for buffer in buffers:
+        size = sizes.buffer(buffer)
+        changes[buffer.begin].append((buffer.kind, size))
+        changes[buffer.end + 1].append((buffer.kind, -size))
+        if buffer.kind is Kind.GRADIENT:  # before it is summed and scattered
+            whole = sizes.buffer(dataclasses.replace(buffer, position=-1))
+            changes[buffer.begin].append((buffer.kind, whole - size))
+            changes[buffer.begin + 1].append((buffer.kind, size - whole))
+    live = dict.fromkeys(Kind, 0)
+    peak, most = dict(live), 0
+    for index in sorted(changes):
+        for kind, size in changes[index]:
+            live[kind] += size
+        if sum(live.values()) > most:
+            peak, most = dict(live), sum(live.values())
+    return peak
+
+
+def _gathered_sizes(sizes: _Sizes, flow: ProgramFlow) -> list[int]:
     """Bytes of each parameter that is gathered for use; of a scanned stack, those of one slice."""
+    analysis = sizes.program.analysis
     scanned = scanned_atoms(analysis)
-    sizes = []
-    for position, array in enumerate(layout.arrays):
+    found = []
+    for position, array in enumerate(sizes.program.layout.arrays):
         if array.leaf.role is not Role.PARAMETER or array.compute == array.param:
             continue
         atoms = {a for dim in analysis.leaf_dims(position) for a in dim} & scanned
         slices = math.prod(analysis.sizes[a] for a in atoms)
-        sizes.append(local_size(array, array.compute, shards) // slices)
-    return sizes
-
-
-def _peak_bytes(analysis: Analysis, local_bytes: Callable[[int], float]) -> float:
-    """Peak of live intermediate values in program order.
-
-    A free operation (a view) keeps its operand alive; inputs and outputs are counted elsewhere.
-    """
-    graph = analysis.graph
-    owner = list(range(len(graph.values)))  # the materialised value that a view shows
-    last_use: dict[int, int] = {}
-    made: dict[int, int] = {}
-    for index, op in enumerate(graph.ops):
-        for value in op.inputs:
-            last_use[owner[value]] = index
-        if op.primitive in _FREE and op.inputs and op.outputs:
-            owner[op.outputs[0]] = owner[op.inputs[0]]
-        elif op.primitive != graphs.TIE:
-            made.update(dict.fromkeys(op.outputs, index))
-    outside = {owner[v] for v in (*graph.inputs, *graph.outputs)}
-    changes: dict[int, float] = {}
-    for value, index in made.items():
-        end = last_use.get(value, index)
-        fused = graph.ops[index].primitive not in _MATERIALISED and end - index <= _FUSION_REACH
-        if value in outside or fused or end == index:
-            continue
-        size = local_bytes(value)
-        changes[index] = changes.get(index, 0.0) + size
-        changes[end] = changes.get(end, 0.0) - size
-    live = peak = 0.0
-    for index in sorted(changes):
-        live += changes[index]
-        peak = max(peak, live)
-    return peak
+        narrow = min((u.itemsize_bytes for u in flow.uses[position]), default=0)
+        whole = sizes.array(array, array.compute) // slices
+        found.append(whole * narrow // array.leaf.itemsize_bytes)
+    return found

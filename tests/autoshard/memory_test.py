@@ -52,7 +52,8 @@ def test_zero_stages_shard_what_they_say() -> None:
         rules: cases.compile_case(cases.small("gpt2"), "data=8", rules).plan.cost.memory
         for rules in ("zero1", "zero2")
     }
-    assert plans["zero2"].gradients_bytes < 0.15 * plans["zero1"].gradients_bytes
+    # An eighth of them, and the one that is being scattered at the peak.
+    assert plans["zero2"].gradients_bytes < 0.2 * plans["zero1"].gradients_bytes
 
 
 def test_no_device_or_host_ever_holds_the_whole_state() -> None:
