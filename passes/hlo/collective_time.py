@@ -185,7 +185,8 @@ class _Routes:
 def _permute(machine: MachineModel, payload: float, pairs: Groups) -> CollectiveTime:
     """Messages go axis by axis and share the links on which they meet: the fullest one decides."""
     known = len(machine.coordinates)
-    moving = tuple((s, t) for s, t in pairs if s != t and max(s, t) < known)
+    two = (pair for pair in pairs if len(pair) == 2)
+    moving = tuple((s, t) for s, t in two if s != t and max(s, t) < known)
     routes = _routes(machine.axes, machine.coordinates, moving)
     worst = latency = 0.0
     for axis, load, hops in zip(machine.axes, routes.load, routes.hops, strict=True):

@@ -63,7 +63,8 @@ def kernel_work(module: HloModule, c: Computation, i: Instruction) -> KernelWork
 def _written(estimate: dict[str, object]) -> KernelWork:
     def number(*names: str) -> float:
         for name in names:
-            text = str(estimate.get(name, ""))
+            value = estimate.get(name, "")
+            text = str(value) if isinstance(value, int | str) else ""
             if text.isdecimal() and len(text) < 25:
                 return float(text)
         return 0.0
@@ -153,5 +154,6 @@ def _batch(i: Instruction, left: Array) -> int:
     numbers = i.backend_config.get("gemm_backend_config", {})
     numbers = numbers.get("dot_dimension_numbers", {}) if isinstance(numbers, dict) else {}
     dims = numbers.get("lhs_batch_dimensions", []) if isinstance(numbers, dict) else []
-    known = [int(d) for d in dims if str(d).isdecimal() and int(d) < len(left.dims)]
+    named = {str(d) for d in dims if isinstance(d, int | str)} if isinstance(dims, list) else set()
+    known = [n for n in range(len(left.dims)) if str(n) in named]
     return max(1, math.prod(left.dims[d] for d in known))
