@@ -284,7 +284,7 @@ def batch_groups(x: jax.Array, k: jax.Array) -> jax.Array:
 def test_xla_counts_the_same(function: Any, arguments: Any) -> None:
     """XLA adds a few operations for what stands beside the products."""
     compiled = jax.jit(function).lower(*arguments).compile()
-    module = parse(compiled.as_text())
+    module = parse(str(compiled.as_text()))
     ours = sum(
         product_flops(module, module.entry_computation, i)
         for i in module.entry_computation.instructions

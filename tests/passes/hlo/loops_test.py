@@ -42,7 +42,7 @@ CONSTANT = "s32[] constant(END)"
 CARRIED = "s32[] get-tuple-element(%carried), index=2"
 
 
-def trips(entry: str, *computations: str, **values: object) -> int | None:
+def trips(entry: str, *computations: str, **values: Any) -> int | None:
     texts = [entry, *computations]
     for name, value in values.items():
         texts = [text.replace(name, str(value)) for text in texts]
@@ -78,14 +78,14 @@ def test_loops_that_count(start: int, end: int, step: int, direction: str, bound
 
 
 def test_long_loops() -> None:
-    settings = {"BOUND": CONSTANT, "START": 3, "STEP": 1}
+    settings: dict[str, Any] = {"BOUND": CONSTANT, "START": 3, "STEP": 1}
     assert trips(ENTRY, BODY, CONDITION, **settings, END=10**9, DIRECTION="LT") == 10**9 - 3
     assert trips(ENTRY, BODY, CONDITION, **settings, END=10**9, DIRECTION="NE") == 10**9 - 3
     assert trips(ENTRY, BODY, CONDITION, **settings, END=10**15, DIRECTION="LT") is None
     assert trips(ENTRY, BODY, CONDITION, **settings, END=10**15, DIRECTION="NE") is None
 
 
-COUNTS = {"BOUND": CONSTANT, "START": 0, "END": 12, "STEP": 1, "DIRECTION": "LT"}
+COUNTS: dict[str, Any] = {"BOUND": CONSTANT, "START": 0, "END": 12, "STEP": 1, "DIRECTION": "LT"}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ ENTRY %main.7 (x.1: f32[2,2]) -> f32[2,2] {
   %i = s32[2,2]{1,0} iota(), iota_dimension=1
   %sums = f32[2]{0} reduce(%x.1, /*index=1*/f32[] %zero), dimensions={0,1}, to_apply=%add
   %t = (f32[2]{0}, s32[2,2]{1,0}) tuple(%sums, %i)
-  ROOT %out = f32[2,2]{1,0} negate(%x.1), metadata={op_name="jit(f)/\\'a,(b\\'/neg" source_file="m.py" source_line=3}, \
+  ROOT %out = f32[2,2]{1,0} negate(%x.1), \
+metadata={op_name="jit(f)/\\'a,(b\\'/neg" source_file="m.py" source_line=3}, \
 backend_config={"a":[1,{"b":"}\\")"}],"window_config":{"estimated_cycles":"123"}}
 }
 
@@ -157,7 +158,7 @@ def test_other_lines_that_are_not_known() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n\n", "hello", SMALL[:400], SMALL.replace("ENTRY ", "")])
 def test_text_without_an_entry(text: str) -> None:
-    with pytest.raises(HloError, match="no ENTRY computation.*as_text"):
+    with pytest.raises(HloError, match=r"no ENTRY computation.*as_text"):
         parse(text)
 
 
