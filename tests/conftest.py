@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and strictness that users do not pay for."""
 
 import os
+from collections.abc import Iterator
 
 # Read when jax starts its backends, so they are set before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,6 +15,15 @@ for _name, _value in _FLAGS.items():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # An accidental broadcast between ranks is a bug in a sharding rule more often than an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads what an earlier run compiled, or fills the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOSHARD_CACHE_DIR", str(tmp_path_factory.mktemp("compile-cache")))
+        yield

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import hypothesis
 import numpy as np
@@ -177,7 +177,9 @@ def test_no_other_layout_costs_less(
 # What parts cost is what links carry: rings through the members of all groups, hop by hop.
 
 
-def ring_load(places: list[list[tuple[int, ...]]], shape: tuple[int, ...], ring: bool) -> int:
+def ring_load(
+    places: Sequence[Sequence[tuple[int, ...]]], shape: tuple[int, ...], ring: bool
+) -> int:
     """The most rings that any link carries one way; hops between members go straight."""
     loads: collections.Counter[tuple[tuple[int, ...], int, int]] = collections.Counter()
     for members in places:
