@@ -26,6 +26,7 @@ from autoshard.sharded_program import ShardedProgram
 from passes.program import Role
 
 ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER = "all-reduce", "reduce-scatter", "all-gather"
+ALL_TO_ALL = "all-to-all"
 GRADIENT_NORM = "global norm of the gradients"
 _SUMS = frozenset({"add", "add_any", "sub"})
 _REDUCED_ITEMSIZE = 4
@@ -74,7 +75,7 @@ class PredictedCollective:
     """Arrays that one operation makes every device move.
 
     Attributes:
-      kind: `all-reduce`, `reduce-scatter`, `all-gather`.
+      kind: `all-reduce`, `reduce-scatter`, `all-gather`, `all-to-all`.
       purpose: what is moved.
       phase: when.
       source: `file.py:line (function)` of the user's code; empty if unknown.
@@ -213,11 +214,39 @@ class _Predictor:
         kept = _parts(array.grad) - _parts(array.compute)
         scattered = [p for p in partial.parts if p in kept]
         rest = [p for p in partial.parts if p not in kept]
-        if scattered:
+        if scattered and not self._moves_rows(partial, array, scattered, payload):
             self._emit(REDUCE_SCATTER, Purpose.GRADIENTS, partial.op, scattered, payload)
         if rest:
             payload /= self.program.degree(scattered)
             self._emit(ALL_REDUCE, Purpose.GRADIENTS, partial.op, rest, payload)
+
+    def _moves_rows(
+        self, partial: _Partial, array: ArrayLayout, parts: list[str], table_bytes: float
+    ) -> bool:
+        """Move the rows that fall on a table to where its gradient is kept, if they are fewer.
+
+        The gradient of a lookup is a scatter of rows. Where the table's rows are cut, every device
+        takes all of the batch's; where its columns are, each takes its columns of them (all-to-all)
+        and everybody's indices. Compiled programs do so where that weighs no more than the table.
+        """
+        op = self.program.analysis.graph.ops[partial.op]
+        rule = self.program.analysis.rules[partial.op]
+        if op.primitive != "scatter-add" or partial.parts != tuple(parts):
+            return False
+        cut = [d for d, dim in enumerate(array.grad) if set(dim) & set(parts)]
+        if len(cut) != 1 or len(rule.operands[0]) != len(array.grad):
+            return False
+        roles = {rule.factors[f].role for f in rule.operands[0][cut[0]]}
+        degree = self.program.degree(parts)
+        kind, times = (ALL_GATHER, degree) if FactorRole.INDEXED in roles else (ALL_TO_ALL, 1)
+        rows_bytes = self.program.local_size(op.inputs[2]) * _REDUCED_ITEMSIZE * times
+        indices_bytes = self.program.local_bytes(op.inputs[1]) * degree
+        weighed = rows_bytes / degree if kind == ALL_TO_ALL else rows_bytes + indices_bytes
+        if weighed > table_bytes:
+            return False
+        self._emit(kind, Purpose.GRADIENTS, partial.op, parts, rows_bytes)
+        self._emit(ALL_GATHER, Purpose.GRADIENTS, partial.op, parts, indices_bytes)
+        return True
 
     def _emit(
         self,
