@@ -26,7 +26,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench bench-published lock bazel-test clean distclean
+.PHONY: help run test lint format bench bench-memory bench-published lock bazel-test clean distclean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: $(TEST_STAMP)  ## let ruff put the sources in form
 bench: $(TEST_STAMP)  ## the measurements that the documents quote
 	$(PY) -m benchmarks.planning $(ARGS)
 	$(PY) -m benchmarks.layouts
+
+bench-memory: $(TEST_STAMP)  ## estimated memory beside what the real TPU compiler needs
+	$(PY) -m benchmarks.memory $(ARGS)
 
 bench-published: $(TEST_STAMP)  ## simulated step times beside throughput published for real TPUs
 	$(PY) -m benchmarks.published $(ARGS)
