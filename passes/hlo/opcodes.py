@@ -28,7 +28,7 @@ ASYNC_DONE = {
 FREE = frozenset(
     """parameter constant tuple get-tuple-element bitcast bitcast-convert after-all add-dependency
     opt-barrier optimization-barrier partition-id replica-id domain get-dimension-size
-    set-dimension-size iota async-update""".split()
+    set-dimension-size iota async-update send recv""".split()
 )
 
 _ELEMENTWISE = """abs add and atan2 cbrt ceil clamp compare complex convert copy cosine

@@ -146,8 +146,8 @@ class _Walker:
         for instruction in self.computation.instructions:
             self.starts.append(self.now)
             self._execute(instruction)
-        for pending in self.pending.values():  # no end in the text: it ends with the computation
-            self.now = max(self.now, pending.end_s)
+        for key in sorted(self.pending, key=lambda key: self.pending[key].end_s):
+            self._wait(key)  # no end in the text: it ends with the computation
         events = tuple(sorted(self.events, key=lambda e: e.start_s))
         return Walk(self.computation, self.now, events, tuple(self.waits), tuple(self.starts))
 
