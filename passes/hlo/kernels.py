@@ -53,7 +53,7 @@ def kernel_work(module: HloModule, c: Computation, i: Instruction) -> KernelWork
     if isinstance(estimate, dict) and isinstance(estimate.get("cost_estimate"), dict):
         return _written(estimate["cost_estimate"])
     for pattern, counted in _KNOWN.items():
-        if re.match(pattern, i.name) or f"/{pattern}/" in i.op_name:
+        if re.match(pattern, i.name) or re.search(f"/{pattern}", i.op_name):
             return counted(module, c, i)
     if target_of(i).startswith(("__cublas", "__cudnn", "__triton", "__onednn")):
         return _library_product(module, c, i)
