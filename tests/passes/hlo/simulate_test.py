@@ -4,6 +4,8 @@ The machine makes 1 cycle a ns, 1 TFLOP/s, 1 GB/s in HBM and over each link, hal
 host.
 """
 
+from typing import Any
+
 import pytest
 
 from autoshard.machine import machine_model
@@ -16,6 +18,13 @@ from tests.passes.hlo.golden_programs import PROGRAMS, GoldenProgram
 from tests.passes.hlo.texts import machine_of, module_of, ring, switch, text_of
 
 US = 1e-6
+
+
+def near(value: float) -> Any:
+    """Also within tuples."""
+    return pytest.approx(value)
+
+
 TORUS = machine_of(ring(2, "y"), ring(4, "x"))
 ADD = "add\n%u = f32[] parameter(0)\n%v = f32[] parameter(1)\nROOT %s = f32[] add(%u, %v)"
 X_GROUPS = "replica_groups=[2,4]<=[8]"
@@ -32,7 +41,7 @@ def run(entry: str, *computations: str, efficiency: float = 1.0) -> Timeline:
     timeline = simulate(module, machine)
     # The cores compute or wait, and nothing else.
     total = timeline.compute_s + timeline.exposed_communication_s + timeline.exposed_copy_s
-    assert timeline.step_s == pytest.approx(total)
+    assert timeline.step_s == near(total)
     return timeline
 
 
@@ -47,16 +56,16 @@ def test_cycles_add_up_and_sentinels_do_not() -> None:
         """
     )
     # The third is timed by its traffic: 1000 bytes in, 1000 out.
-    assert timeline.step_s == pytest.approx(1 * US + 3 * US + 2 * US)
+    assert timeline.step_s == near(1 * US + 3 * US + 2 * US)
     assert [(o.name, o.basis) for o in timeline.operations] == [
         ("b", Basis.CYCLES),
         ("c", Basis.ROOFLINE),
         ("a", Basis.CYCLES),
     ]
     assert [(s.name, s.start_s, s.end_s) for s in timeline.spans] == [
-        ("a", 0.0, pytest.approx(1 * US)),
-        ("b", pytest.approx(1 * US), pytest.approx(4 * US)),
-        ("c", pytest.approx(4 * US), pytest.approx(6 * US)),
+        ("a", 0.0, near(1 * US)),
+        ("b", near(1 * US), near(4 * US)),
+        ("c", near(4 * US), near(6 * US)),
     ]
     assert timeline.unmodelled == () and streams(timeline) == ("compute",)
 
@@ -75,12 +84,12 @@ ROOT %more = f32[250] negate(%work), {cycles(500)}
 @pytest.mark.parametrize(("work", "exposed"), [(0, 1.5), (1000, 0.5), (1500, 0.0), (4000, 0.0)])
 def test_an_asynchronous_collective_hides_behind_work(work: int, exposed: float) -> None:
     timeline = run(GATHER.replace("CYCLES", cycles(work)))
-    assert timeline.step_s == pytest.approx(max(work / 1000 * US, GATHER_S) + 0.5 * US)
+    assert timeline.step_s == near(max(work / 1000 * US, GATHER_S) + 0.5 * US)
     (gather,) = timeline.collectives
     assert (gather.kind, gather.payload_bytes, gather.group_size) == ("all-gather", 4000, 4)
     assert gather.axes == ("x",) and gather.repeats == 1
-    assert gather.seconds == pytest.approx(GATHER_S)
-    assert gather.exposed_s == pytest.approx(exposed * US)
+    assert gather.seconds == near(GATHER_S)
+    assert gather.exposed_s == near(exposed * US)
 
 
 def test_a_synchronous_collective_is_exposed_entirely() -> None:
@@ -92,9 +101,9 @@ def test_a_synchronous_collective_is_exposed_entirely() -> None:
         """
     )
     # Twice 3/4 of 4000 bytes at 2 GB/s.
-    assert timeline.collectives[0].seconds == pytest.approx(3 * US)
-    assert timeline.exposed_communication_s == pytest.approx(3 * US)
-    assert timeline.step_s == pytest.approx(3.7 * US)
+    assert timeline.collectives[0].seconds == near(3 * US)
+    assert timeline.exposed_communication_s == near(3 * US)
+    assert timeline.step_s == near(3.7 * US)
 
 
 def test_one_axis_takes_one_collective_at_a_time_and_two_axes_take_two() -> None:
@@ -106,12 +115,12 @@ def test_one_axis_takes_one_collective_at_a_time_and_two_axes_take_two() -> None
     ROOT %done.b = f32[1000] all-gather-done(%b)
     """
     same = run(entry.replace("SECOND", X_GROUPS))
-    assert same.step_s == pytest.approx(2 * GATHER_S)
-    assert [s.start_s for s in same.spans] == [0.0, pytest.approx(GATHER_S)]
+    assert same.step_s == near(2 * GATHER_S)
+    assert [s.start_s for s in same.spans] == [0.0, near(GATHER_S)]
     # Along y there are two: 2000 bytes, half received, 2 GB/s: 0.5 us, beside the other.
     other = run(entry.replace("SECOND", Y_GROUPS))
-    assert other.step_s == pytest.approx(GATHER_S)
-    assert [c.exposed_s for c in other.collectives] == [pytest.approx(GATHER_S), 0.0]
+    assert other.step_s == near(GATHER_S)
+    assert [c.exposed_s for c in other.collectives] == [near(GATHER_S), 0.0]
     assert streams(other) == ("compute", "x", "y")
 
 
@@ -125,8 +134,8 @@ def test_a_permute_leaves_the_other_direction_free() -> None:
     %done.a = f32[250] collective-permute-done(%a)
     ROOT %done.b = f32[250] collective-permute-done(%b)
     """
-    assert run(entry.replace("BACK", back)).step_s == pytest.approx(1 * US)
-    assert run(entry.replace("BACK", pairs)).step_s == pytest.approx(2 * US)
+    assert run(entry.replace("BACK", back)).step_s == near(1 * US)
+    assert run(entry.replace("BACK", pairs)).step_s == near(2 * US)
 
 
 def test_copies_have_a_stream_and_the_host_has_one() -> None:
@@ -145,12 +154,12 @@ def test_copies_have_a_stream_and_the_host_has_one() -> None:
     )
     # Within HBM 4 us each, one after the other; from the host 8 us, beside them.
     spans = {s.name: (s.stream, s.start_s, s.end_s) for s in timeline.spans}
-    assert spans["fetch"] == ("host link", 0.0, pytest.approx(8 * US))
-    assert spans["local"] == ("HBM copies", 0.0, pytest.approx(4 * US))
-    assert spans["second"] == ("HBM copies", pytest.approx(4 * US), pytest.approx(8 * US))
-    assert timeline.step_s == pytest.approx(8 * US)
-    assert timeline.exposed_copy_s == pytest.approx(7 * US)
-    assert timeline.compute_s == pytest.approx(1 * US)
+    assert spans["fetch"] == ("host link", 0.0, near(8 * US))
+    assert spans["local"] == ("HBM copies", 0.0, near(4 * US))
+    assert spans["second"] == ("HBM copies", near(4 * US), near(8 * US))
+    assert timeline.step_s == near(8 * US)
+    assert timeline.exposed_copy_s == near(7 * US)
+    assert timeline.compute_s == near(1 * US)
 
 
 LOOP = """
@@ -182,21 +191,21 @@ ROOT %out = (s32[], f32[250]) tuple(%next, %work)
 
 def test_loops_are_multiplied() -> None:
     timeline = run(LOOP, UNTIL, BODY)
-    assert timeline.step_s == pytest.approx(7 * GATHER_S)
+    assert timeline.step_s == near(7 * GATHER_S)
     (gather,) = timeline.collectives
     assert gather.repeats == 7
-    assert gather.seconds == pytest.approx(7 * GATHER_S)
-    assert gather.exposed_s == pytest.approx(7 * 0.5 * US)
+    assert gather.seconds == near(7 * GATHER_S)
+    assert gather.exposed_s == near(7 * 0.5 * US)
     (work,) = timeline.operations
-    assert (work.name, work.repeats) == ("work", 7) and work.seconds == pytest.approx(7 * US)
+    assert (work.name, work.repeats) == ("work", 7) and work.seconds == near(7 * US)
     depths = {s.name: (s.depth, s.repeats, s.end_s) for s in timeline.spans}
-    assert depths["loop"] == (0, 1, pytest.approx(7 * GATHER_S))
-    assert depths["work"] == (1, 7, pytest.approx(1 * US))
+    assert depths["loop"] == (0, 1, near(7 * GATHER_S))
+    assert depths["work"] == (1, 7, near(1 * US))
 
 
 def test_a_loop_of_unknown_length_is_counted_once_and_reported() -> None:
     timeline = run(LOOP, UNTIL.replace("s32[] constant(7)", "s32[] parameter(1)"), BODY)
-    assert timeline.step_s == pytest.approx(GATHER_S)
+    assert timeline.step_s == near(GATHER_S)
     assert timeline.unmodelled == (("loop whose trip count is unknown, counted once", 1),)
 
 
@@ -218,7 +227,7 @@ false_computation=%quick
         f"slow\n%p = f32[250] parameter(0)\nROOT %n = f32[250] negate(%p), {cycles(5000)}",
         f"quick\n%p = f32[250] parameter(0)\nROOT %n = f32[250] negate(%p), {cycles(2000)}",
     )
-    assert timeline.step_s == pytest.approx((5 + 5 + 2) * US)
+    assert timeline.step_s == near((5 + 5 + 2) * US)
     assert {s.kind for s in timeline.spans} == {"call", "elementwise"}
 
 
@@ -240,7 +249,7 @@ ROOT %r = f32[50,200]{1,0:S(1)} dot(%a, %b), lhs_contracting_dims={1}, rhs_contr
 )
 def test_products(note: int, efficiency: float, expected_us: float, basis: Basis) -> None:
     timeline = run(f"{PRODUCT.rstrip()}, {cycles(note)}\n", efficiency=efficiency)
-    assert timeline.step_s == pytest.approx(expected_us * US)
+    assert timeline.step_s == near(expected_us * US)
     assert (timeline.operations[0].basis, timeline.operations[0].kind) == (basis, "matmul")
     assert timeline.flops == 2 * 50 * 100 * 200
 
@@ -248,12 +257,12 @@ def test_products(note: int, efficiency: float, expected_us: float, basis: Basis
 def test_products_without_a_note_pay_for_tiles_that_are_partly_empty() -> None:
     """50 x 200 in tiles of 128: two, of 32768 places, for 10000 results; one core."""
     timeline = run(PRODUCT)
-    assert timeline.step_s == pytest.approx(2 * US * 32768 / 10000)
+    assert timeline.step_s == near(2 * US * 32768 / 10000)
 
 
 def test_products_bound_by_memory() -> None:
     timeline = run(PRODUCT.replace("{1,0:S(1)}", ""))
-    assert timeline.step_s == pytest.approx((5000 + 20000 + 10000) * 4 / 1e9)
+    assert timeline.step_s == near((5000 + 20000 + 10000) * 4 / 1e9)
     assert timeline.operations[0].hbm_bytes == 140_000
 
 
@@ -277,11 +286,11 @@ def test_slices_reduce_over_the_outermost_axis_by_the_host() -> None:
     )
     timeline = simulate(module, machine_of(switch(2, "dcn"), ring(4, "x")))
     # Twice half of 4000 bytes through the port.
-    assert timeline.step_s == pytest.approx(4 * US)
+    assert timeline.step_s == near(4 * US)
     (transferred,) = timeline.collectives
     assert (transferred.kind, transferred.axes) == ("all-reduce", ("dcn",))
-    assert transferred.exposed_s == pytest.approx(3 * US)
-    assert simulate(module, machine_of()).step_s == pytest.approx(1 * US)
+    assert transferred.exposed_s == near(3 * US)
+    assert simulate(module, machine_of()).step_s == near(1 * US)
 
 
 def test_starts_and_ends_without_their_other_half() -> None:
@@ -294,7 +303,7 @@ def test_starts_and_ends_without_their_other_half() -> None:
         ROOT %t = (f32[1000]) tuple(%stray)
         """
     )
-    assert timeline.step_s == pytest.approx(GATHER_S)  # it ends with the program
+    assert timeline.step_s == near(GATHER_S)  # it ends with the program
 
 
 def test_groups_that_cannot_be_read_are_reported() -> None:
@@ -343,7 +352,7 @@ def test_golden_programs_keep_the_books(program: GoldenProgram) -> None:
     """What the cores do and wait for is the step, and nothing takes less than no time."""
     timeline = simulate(parse(program.read()), machine_model(Topology.parse(program.topology)))
     total = timeline.compute_s + timeline.exposed_communication_s + timeline.exposed_copy_s
-    assert timeline.step_s == pytest.approx(total)
+    assert timeline.step_s == near(total)
     assert all(0 <= c.exposed_s <= timeline.step_s and c.seconds > 0 for c in timeline.collectives)
     assert all(0 <= s.start_s <= s.end_s <= timeline.step_s * (1 + 1e-9) for s in timeline.spans)
     assert list(timeline.memory.times_s) == sorted(timeline.memory.times_s)
