@@ -4,6 +4,7 @@ Request, reply and whatever the compiler prints go through files without a name,
 into a folder that goes with the processes, so that nothing is left on the disk.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,26 +37,19 @@ def compile_isolated(
       progress: called about once a second with the seconds since the start.
 
     Raises:
-      CompileError: the time is up, or the process ended without a reply.
+      CompileError: it could not start, the time is up, or it ended without a reply.
     """
-    with (
-        tempfile.TemporaryFile() as question,
-        tempfile.TemporaryFile() as answer,
-        tempfile.TemporaryFile() as said,
-        tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True) as dump,
-    ):
-        question.write(request.to_bytes())
-        question.seek(0)
-        arguments = [str(answer.fileno()), dump, str(os.getpid())]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autoshard.compile_worker", *arguments],
-            stdin=question,
-            stdout=said,
-            stderr=said,
-            pass_fds=(answer.fileno(),),
-            env=_environment(),
-            start_new_session=True,
-        )
+    with contextlib.ExitStack() as stack:
+        try:
+            answer = stack.enter_context(tempfile.TemporaryFile())
+            said = stack.enter_context(tempfile.TemporaryFile())
+            dump = tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True)
+            process = _start(request, answer, said, stack.enter_context(dump))
+        except OSError as error:
+            raise CompileError(
+                f"cannot start a process to compile for {request.topology}: {error}. It needs some "
+                f"memory, and some disk under {tempfile.gettempdir()} (TMPDIR names another place)"
+            ) from error
         try:
             _wait(process, request.topology, timeout_s, progress)
         finally:
@@ -70,6 +64,24 @@ def compile_isolated(
                 f"the process that compiled for {request.topology} left no whole reply ({error}): "
                 f"is the disk that holds {tempfile.gettempdir()} full?"
             ) from error
+
+
+def _start(
+    request: CompileRequest, answer: IO[bytes], said: IO[bytes], dump: str
+) -> subprocess.Popen[bytes]:
+    with tempfile.TemporaryFile() as question:
+        question.write(request.to_bytes())
+        question.seek(0)
+        arguments = [str(answer.fileno()), dump, str(os.getpid())]
+        return subprocess.Popen(
+            [sys.executable, "-m", "autoshard.compile_worker", *arguments],
+            stdin=question,
+            stdout=said,
+            stderr=said,
+            pass_fds=(answer.fileno(),),
+            env=_environment(),
+            start_new_session=True,
+        )
 
 
 def _environment() -> dict[str, str]:

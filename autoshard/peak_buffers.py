@@ -3,13 +3,15 @@
 Asked to (`xla_dump_to`), XLA writes these beside the program, also when it then refuses it:
 
     *after_optimizations-buffer-assignment.txt   allocations, and the values that share them
-    *after_optimizations-live-range.txt          the values alive at the peak
+    *after_optimizations-live-range.txt          from which instruction to which a value is alive
     *after_optimizations.txt                     the scheduled program, with its sources
 
 A value is often several in one place (a loop's state before, in and after the loop), so places are
-counted, not values.
+counted, not values. The peak that the second file names is not used: it leaves out what is alive
+only inside a loop.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,8 +33,7 @@ _ALLOCATION = re.compile(r"allocation (\d+): size (\d+), (.*)")
 _VALUE = re.compile(
     r" value: <\d+ ([^\s{]+)(\{[\d,]*\})?(?: \(phi\))? @\d+> \(size=(\d+),offset=(\d+)\): (.*)"
 )
-_PEAK = re.compile(r"\s+Live ranges at \d+ \(peak\):")
-_LIVE = re.compile(r"\s+([^\s{]+)(\{[\d,]*\}): (\d+) bytes")
+_RANGE = re.compile(r"\s+([^\s{]+)(\{[\d,]*\}):(\d+)-(\d+)$")
 _COLOR = re.compile(r"color (\d+)")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = ")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
@@ -78,8 +79,8 @@ def read_peak(folder: Path) -> PeakMemory | None:
     assignment = found[-1]  # the program; smaller ones are the compiler's helpers
     stem = assignment.name.removesuffix("-buffer-assignment.txt")
     total_bytes, values = _read_assignment(_lines(assignment))
-    alive = _alive_at_peak(_lines(assignment.with_name(f"{stem}-live-range.txt")))
-    by_place = _largest_places(values, alive)
+    ranges = _read_ranges(_lines(assignment.with_name(f"{stem}-live-range.txt")))
+    by_place = _largest_places(_alive_at_peak(values, ranges))
     sharing: dict[_Place, list[_Value]] = {place: [] for place in by_place}
     for value in values:
         if value.place in sharing and value.size_bytes == by_place[value.place].size_bytes:
@@ -120,30 +121,43 @@ def _read_assignment(lines: Iterable[str]) -> tuple[int, list[_Value]]:
     return total, values
 
 
-def _alive_at_peak(lines: Iterable[str]) -> set[tuple[str, str]]:
-    """(name, index) of the values alive at the peak."""
-    alive = set()
-    at_peak = False
-    for line in lines:
-        match = _LIVE.match(line) if at_peak else None
-        if match is not None:
-            alive.add((match[1], match[2]))
-        elif at_peak:
-            break
-        at_peak = at_peak or bool(_PEAK.match(line))
-    return alive
+def _read_ranges(lines: Iterable[str]) -> Mapping[tuple[str, str], tuple[int, int]]:
+    """(name, index) of a value -> its first and last instruction, both included."""
+    matches = (_RANGE.match(line.rstrip("\n")) for line in lines)
+    return {(m[1], m[2]): (int(m[3]), int(m[4])) for m in matches if m}
 
 
-def _largest_places(
-    values: Iterable[_Value], alive: set[tuple[str, str]]
-) -> Mapping[_Place, _Value]:
-    """The places of the largest values at the peak, largest first; all count if none is known."""
+def _alive_at_peak(
+    values: Sequence[_Value], ranges: Mapping[tuple[str, str], tuple[int, int]]
+) -> list[_Value]:
+    """The values alive when the places in use are largest; all of them if no range is known."""
+    known = [(ranges[v.name, v.index], v) for v in values if (v.name, v.index) in ranges]
+    if not known:
+        return list(values)
+    events = [(first, True, value) for (first, _), value in known]
+    events += [(last + 1, False, value) for (_, last), value in known]
+    events.sort(key=lambda event: event[:2])  # at one instruction, what ends makes room first
+    users: dict[_Place, list[int]] = collections.defaultdict(list)
+    total = largest = peak = 0
+    for time, begins, value in events:
+        sizes = users[value.place]
+        total -= max(sizes, default=0)
+        if begins:
+            sizes.append(value.size_bytes)
+        else:
+            sizes.remove(value.size_bytes)
+        total += max(sizes, default=0)
+        if total > largest:
+            largest, peak = total, time
+    return [value for (first, last), value in known if first <= peak <= last]
+
+
+def _largest_places(values: Iterable[_Value]) -> Mapping[_Place, _Value]:
+    """The places with the largest values, largest first."""
     largest: dict[_Place, _Value] = {}
     for value in values:
         known = largest.get(value.place)
-        if (not alive or (value.name, value.index) in alive) and (
-            known is None or value.size_bytes > known.size_bytes
-        ):
+        if known is None or value.size_bytes > known.size_bytes:
             largest[value.place] = value
     ordered = sorted(largest.items(), key=lambda item: (-item[1].size_bytes, item[0]))
     return dict(ordered[:KEPT_BUFFERS])
@@ -177,5 +191,11 @@ def _buffer(
         op_name, _ = origins.get(sharing[0].name, ("", ""))
         return LargeBuffer(largest.size_bytes, shape, op_name or largest.name, ARGUMENT)
     candidates = [origins.get(value.name, ("", "")) for value in (largest, *sharing)]
-    op_name, source = max(candidates, key=lambda origin: (bool(origin[1]), bool(origin[0])))
+    op_name, source = max(candidates, key=_telling)
     return LargeBuffer(largest.size_bytes, shape, op_name or largest.name, source)
+
+
+def _telling(origin: tuple[str, str]) -> tuple[bool, bool, bool]:
+    """How much an (op_name, source) says; a loop less than what fills its state."""
+    op_name, source = origin
+    return bool(source), bool(op_name), not op_name.endswith("while")

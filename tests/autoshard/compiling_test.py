@@ -196,6 +196,13 @@ def test_an_interrupt_ends_the_compiler(folders: Path, monkeypatch: pytest.Monke
     assert not files_under(folders)
 
 
+def test_no_room_for_its_files(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folders / "gone"))
+    with pytest.raises(CompileError, match=r"cannot start a process .* under .*gone"):
+        compile_isolated(REQUEST, 60.0)
+    assert not children()
+
+
 def test_a_crash_tells_the_last_words_and_nothing_else_does(
     folders: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
