@@ -17,8 +17,17 @@ for _name, _value in _FLAGS.items():
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.hlo_checks import every_program_understood  # noqa: E402
+
 # An accidental broadcast between ranks is a bug in a sharding rule more often than an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def programs_are_understood() -> Iterator[None]:
+    """The HLO reader knows every construct in every program that a test compiles and looks at."""
+    with every_program_understood():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

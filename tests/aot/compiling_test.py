@@ -20,6 +20,7 @@ from autoshard import aot, compile_process
 from autoshard.compiled_program import CompiledProgram
 from autoshard.compiling import compile_program
 from autoshard.out_of_memory import explain
+from tests.hlo_checks import understood
 
 pytestmark = [pytest.mark.aot, pytest.mark.xdist_group("libtpu")]
 
@@ -59,7 +60,9 @@ def compiled(
     lowered: jax.stages.Lowered, topology: str, mesh: Mesh, **settings: Any
 ) -> CompiledProgram:
     devices = tuple(mesh.devices.flat)
-    return compile_program(lowered, topology=topology, devices=devices, **settings)
+    program = compile_program(lowered, topology=topology, devices=devices, **settings)
+    assert program.out_of_memory is not None or understood(program.hlo_text)
+    return program
 
 
 @needs_libtpu
