@@ -53,6 +53,9 @@ bench: $(TEST_STAMP)  ## the measurements that the documents quote
 bench-memory: $(TEST_STAMP)  ## estimated memory beside what the real TPU compiler needs
 	$(PY) -m benchmarks.memory $(ARGS)
 
+bench-collectives: $(TEST_STAMP)  ## collectives that plans predict, beside compiled ones
+	$(PY) -m benchmarks.collectives $(ARGS)
+
 bench-published: $(TEST_STAMP)  ## simulated step times beside throughput published for real TPUs
 	$(PY) -m benchmarks.published $(ARGS)
 

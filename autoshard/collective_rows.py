@@ -92,12 +92,9 @@ _FORMS = (
     _Form("padded", _padded, True),
     _Form("in another type", _other_type, True),
     _Form("as an all-reduce, in another type", _gather_as_all_reduce, True),
-    _Form("", _as_predicted, False),
-    _Form("as an all-reduce", _as_all_reduce, False),
 )
-_LATE_FORMS = (
-    _Form("in another type", _other_type, False),
-    _Form("as an all-reduce, in another type", _gather_as_all_reduce, False),
+_LATE_FORMS = tuple(
+    dataclasses.replace(form, same_source=False) for form in _FORMS if form.words != "padded"
 )
 
 
@@ -115,8 +112,7 @@ class _Matcher:
         for form in _FORMS:
             self._match(form)
         self._match_permutes()
-        for same_source in (True, False):
-            self._match_after_loops(same_source)
+        self._match_after_loops()
         for form in _LATE_FORMS:
             self._match(form)
         for w in self.wanted:
@@ -194,15 +190,20 @@ class _Matcher:
             for m in chunks:
                 m.left = 0
 
-    def _match_after_loops(self, same_source: bool) -> None:
-        """Gradients of all iterations, stacked and reduced once."""
-        for w, m in itertools.product(self.wanted, self.moved):
+    def _match_after_loops(self) -> None:
+        """Gradients of all iterations, stacked and reduced once.
+
+        Their source may be the loop's, which is none of those that were predicted.
+        """
+        sources = {w.predicted.source for w in self.wanted}
+        own = itertools.product((True, False), self.wanted, self.moved)
+        for same_source, w, m in own:
             p, a = w.predicted, m.array
             if w.left < 2 or not m.left or a.in_loop or a.kind != ALL_REDUCE:
                 continue
             if p.kind == ALL_GATHER or p.devices != a.devices:
                 continue
-            if same_source and p.source != a.source:
+            if p.source != a.source if same_source else a.source in sources:
                 continue
             if a.payload_bytes / (w.left * p.payload_bytes) in (0.5, 1.0, 2.0):
                 predicted = (w.left, w.left * p.payload_bytes)
