@@ -293,9 +293,10 @@ def _with_gathered(
         return use(*(x.gathered(eqn) if _is_lazy(x) else x for x in bound))
 
     if in_region:
-        region = jax.checkpoint(
-            region, policy=_save_all_but_gathered, prevent_cse=scope.prevent_cse
-        )
+        # A barrier keeps the compiler from sharing the two gathers; other operands need none, and
+        # it would keep them from being fused.
+        barriers = tuple(scope.prevent_cse and _is_lazy(x) for x in operands)
+        region = jax.checkpoint(region, policy=_save_all_but_gathered, prevent_cse=barriers)
     return region(*_arrays(operands))
 
 
