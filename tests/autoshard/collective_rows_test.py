@@ -64,7 +64,7 @@ def test_a_combined_array_takes_the_source_of_what_it_was_predicted_for() -> Non
         # The compiler gave the stack the line of the loop, in half the type.
         (
             [moved(kind="all-reduce", payload_bytes=4096, count=1, in_loop=False, source="m.py:1")],
-            "as an all-reduce",
+            "after the loop",
             1,
             4096,
         ),
