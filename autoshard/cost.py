@@ -121,8 +121,9 @@ def estimate(
     flops = sum(_flops(program, index) for index in range(len(analysis.graph.ops)))
     flow = flow or program_flow(analysis)
     collectives = predict_collectives(analysis, layout, trains, flow, habits_of(platform))
-    buffers = find_buffers(analysis, flow) if buffers is None else buffers
-    memory = estimate_memory(program, flow, buffers, state, platform)
+    if buffers is None:
+        buffers = find_buffers(analysis, flow, makes_again=platform != "cpu")
+    memory = estimate_memory(program, buffers, state, platform)
     score = (
         flops / machine.flops_per_s
         + sum(c.sent_bytes for c in collectives) / machine.link_bytes_per_s

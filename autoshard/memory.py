@@ -2,15 +2,13 @@
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 
 from autoshard.layouts import ArrayLayout
 from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_tiles import held_bytes
 from autoshard.mesh_shape import Spec
-from autoshard.program_flow import ProgramFlow
-from autoshard.scanned_stacks import scanned_atoms
+from autoshard.program_flow import ParameterUse
 from autoshard.sharded_program import ShardedProgram
 from passes.program import Leaf, Role
 
@@ -34,8 +32,8 @@ class MemoryEstimate:
       parameters_bytes: parameters as stored (exact).
       optimizer_bytes: optimizer state (exact but for padding, taken to be that of the parameters).
       gradients_bytes: gradients that are held at the peak.
-      gathered_bytes: parameters gathered for use: the largest one and the next; of a stack that is
-        scanned over, slices.
+      gathered_bytes: parameters that are gathered for use at the peak; of stacks that are scanned
+        over, slices.
       other_bytes: model state and batch (exact).
       activations_bytes: what else is held at the peak of the gradient program: what the backward
         pass needs, parameters cast for use, temporaries.
@@ -56,7 +54,6 @@ class MemoryEstimate:
 
 def estimate_memory(
     program: ShardedProgram,
-    flow: ProgramFlow,
     buffers: Iterable[Buffer],
     state: StateBytes,
     platform: str,
@@ -65,7 +62,6 @@ def estimate_memory(
 
     Args:
       program: the gradient program when training, else the forward program, under a layout.
-      flow: of the program.
       buffers: of the program; see `find_buffers`.
       state: what the program does not show.
       platform: `tpu` pads arrays to tiles and frees gradients as soon as they are used.
@@ -83,7 +79,7 @@ def estimate_memory(
         parameters_bytes=sum(sizes.array(a, a.param) for a in parameters),
         optimizer_bytes=optimizer,
         gradients_bytes=held[Kind.GRADIENT] + held[Kind.GRADIENT_STACK],
-        gathered_bytes=2 * max(_gathered_sizes(sizes, flow), default=0),
+        gathered_bytes=held[Kind.GATHERED],
         other_bytes=sum(sizes.array(a, a.param) for a in others),
         activations_bytes=held[Kind.ACTIVATION] + held[Kind.PARAMETER],
     )
@@ -104,6 +100,8 @@ class _Sizes:
     def buffer(self, buffer: Buffer) -> int:
         """Of a buffer."""
         value = self.program.analysis.graph.values[buffer.value]
+        if buffer.use is not None:
+            return self._gathered(buffer.position, buffer.use)
         dims = self.program.analysis.dims[buffer.value]
         key = (dims, value, buffer.kind, buffer.position)
         if key not in self._known:
@@ -112,6 +110,13 @@ class _Sizes:
                 value.shape, self._spec(buffer), self._stored_as(buffer, leaf), self.platform
             )
         return self._known[key]
+
+    def _gathered(self, position: int, use: ParameterUse) -> int:
+        array = self.program.layout.arrays[position]
+        if array.compute == array.param:
+            return 0
+        whole = self.array(array, array.compute) // use.slices
+        return whole * use.itemsize_bytes // array.leaf.itemsize_bytes
 
     def _spec(self, buffer: Buffer) -> Spec:
         spec = self.program.spec(buffer.value)
@@ -157,19 +162,3 @@ def _at_peak(sizes: _Sizes, buffers: Iterable[Buffer]) -> Mapping[Kind, int]:
         if sum(live.values()) > most:
             peak, most = dict(live), sum(live.values())
     return peak
-
-
-def _gathered_sizes(sizes: _Sizes, flow: ProgramFlow) -> list[int]:
-    """Bytes of each parameter that is gathered for use; of a scanned stack, those of one slice."""
-    analysis = sizes.program.analysis
-    scanned = scanned_atoms(analysis)
-    found = []
-    for position, array in enumerate(sizes.program.layout.arrays):
-        if array.leaf.role is not Role.PARAMETER or array.compute == array.param:
-            continue
-        atoms = {a for dim in analysis.leaf_dims(position) for a in dim} & scanned
-        slices = math.prod(analysis.sizes[a] for a in atoms)
-        narrow = min((u.itemsize_bytes for u in flow.uses[position]), default=0)
-        whole = sizes.array(array, array.compute) // slices
-        found.append(whole * narrow // array.leaf.itemsize_bytes)
-    return found

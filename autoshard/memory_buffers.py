@@ -5,8 +5,8 @@ A rough model of what XLA does with a program:
 - Products, convolutions, lookups, sorts and the like write their result. Elementwise operations
   that alone use it are done on the way (an epilogue), and what comes out of them is written.
 - Other elementwise operations, views and casts are fused into every operation that reads them: what
-  is held is what they are made of. An operand of a product that needs a transcendental function is
-  made for it, and again in the backward pass.
+  is held is what they are made of. An operand of products that needs a transcendental function is
+  made for them, and again in the backward pass.
 - What enters a loop or is stacked by one is written. A loop's inputs are held until its end; its
   stacks are allocated at its beginning.
 - Times are positions in the order of the traced program.
@@ -14,14 +14,15 @@ A rough model of what XLA does with a program:
 Donated state is updated in place, so that the optimizer holds nothing of its own.
 """
 
+import bisect
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from autoshard import graph as graphs
 from autoshard.graph import Loop, Op
 from autoshard.named_dims import Analysis
-from autoshard.program_flow import VIEWS, ProgramFlow
+from autoshard.program_flow import VIEWS, ParameterUse, ProgramFlow
 from passes.program import Role
 
 
@@ -32,12 +33,14 @@ class Kind(enum.Enum):
     GRADIENT: a parameter's gradient, before or while it is summed over devices.
     GRADIENT_STACK: gradients that a loop stacks, layer by layer.
     PARAMETER: parameters cast for use, as they are stored.
+    GATHERED: a parameter, or a slice of one, gathered for use, if it is stored otherwise.
     """
 
     ACTIVATION = "activation"
     GRADIENT = "gradient"
     GRADIENT_STACK = "gradient_stack"
     PARAMETER = "parameter"
+    GATHERED = "gathered"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Buffer:
       begin, end: first and last operation at which it is held, both inclusive.
       kind: what it holds.
       position: of the parameter it belongs to; -1 for activations.
+      use: what a parameter is gathered for.
     """
 
     value: int
@@ -56,6 +60,7 @@ class Buffer:
     end: int
     kind: Kind
     position: int = -1
+    use: ParameterUse | None = None
 
 
 # Done inside the operation that reads the result. What is not here is taken to write its result.
@@ -81,13 +86,23 @@ _REDUCES = ("reduce_", "argm")
 _NONE: frozenset[int] = frozenset()
 
 
-def find_buffers(analysis: Analysis, flow: ProgramFlow) -> tuple[Buffer, ...]:
-    """The buffers of a (gradient or forward) program, in the order of their values' operations."""
-    return _Walk(analysis, flow).run()
+def find_buffers(
+    analysis: Analysis, flow: ProgramFlow, makes_again: bool = True
+) -> tuple[Buffer, ...]:
+    """The buffers of a (gradient or forward) program, in the order of their values' operations.
+
+    Args:
+      analysis: of the program.
+      flow: of the program.
+      makes_again: whether the compiler fuses an elementwise operation into each of several that
+        read its result, as those for TPU and GPU do, or writes the result.
+    """
+    return _Walk(analysis, flow, makes_again).run()
 
 
 class _Walk:
-    def __init__(self, analysis: Analysis, flow: ProgramFlow) -> None:
+    def __init__(self, analysis: Analysis, flow: ProgramFlow, makes_again: bool) -> None:
+        self.makes_again = makes_again
         self.graph = analysis.graph
         self.sources = analysis.sources
         self.flow = flow
@@ -99,11 +114,13 @@ class _Walk:
         self.costly = [False] * count  # needs a transcendental function
         self.defined = [-1] * count
         self.parameter = [-1] * count  # position of the parameter of which it is a cast or view
-        self.epilogue: dict[int, list[int]] = {}  # unfinished results: what was read on the way
+        # Unfinished results: when they are written, what is read on the way.
+        self.epilogue: dict[int, tuple[int, list[int]]] = {}
         self.of_product: set[int] = set()  # results of products, epilogues included
         self.begins: dict[int, int] = {}
         self.ends: dict[int, int] = {}
         self.operands: dict[int, list[int]] = {}  # where products read what is made for them
+        self.products: list[int] = []
         self.inside: list[Loop] = []  # loops around the operation at hand, outermost first
         inputs = zip(analysis.program.inputs, self.graph.inputs, strict=True)
         for position, (leaf, value) in enumerate(inputs):
@@ -123,10 +140,35 @@ class _Walk:
             if self.live[index]:
                 self._operation(index, op)
         found = [self._buffer(value, begin) for value, begin in self.begins.items()]
-        for value, reads in self.operands.items():
-            if not self._in_place(value, reads):
-                found += [Buffer(value, index, index, Kind.ACTIVATION) for index in reads]
+        found += self._made_operands()
+        found += self._gathered()
         return tuple(sorted(found, key=lambda b: (b.begin, b.value)))
+
+    def _gathered(self) -> Iterator[Buffer]:
+        """Parameters at their uses, and fetched while the product before them runs."""
+        awaited = [
+            index
+            for index in self.products
+            if not any(v in self.flow.gradient_of for v in self.graph.ops[index].outputs)
+        ]
+        for position, uses in self.flow.uses.items():
+            value, used = self.graph.inputs[position], -1
+            for use in sorted(uses, key=lambda use: use.op):
+                loops = [o.begin for o in self.graph.loops if o.begin <= use.op < o.end]
+                place = bisect.bisect_left(awaited, use.op)
+                begin = max([awaited[place - 1] if place else use.op, used + 1, *loops])
+                yield Buffer(value, min(begin, use.op), use.op, Kind.GATHERED, position, use)
+                used = use.op
+
+    def _made_operands(self) -> Iterator[Buffer]:
+        """Operands that products have made for them, once in each pass."""
+        for value, reads in self.operands.items():
+            if self._in_place(value, reads):
+                continue
+            for forward in (True, False):
+                own = [index for index in reads if self.flow.forward[index] == forward]
+                if own:
+                    yield Buffer(value, own[0], own[-1], Kind.ACTIVATION)
 
     def _in_place(self, value: int, reads: Sequence[int]) -> bool:
         """Whether an operand can be written over what it is made of, which nothing else reads."""
@@ -142,13 +184,23 @@ class _Walk:
         position = self.flow.gradient_of.get(value, -1)
         if position >= 0:
             op = self.graph.ops[self.defined[value]]
-            stacked = op.primitive == graphs.SCAN_YS
-            return Buffer(
-                value, begin, end, Kind.GRADIENT_STACK if stacked else Kind.GRADIENT, position
-            )
+            if op.primitive == graphs.SCAN_YS:
+                return Buffer(value, begin, end, Kind.GRADIENT_STACK, position)
+            return Buffer(value, min(self._after(begin), end), end, Kind.GRADIENT, position)
         position = self.parameter[value]
         kind = Kind.PARAMETER if position >= 0 else Kind.ACTIVATION
         return Buffer(value, begin, end, kind, position)
+
+    def _after(self, index: int) -> int:
+        """When a parameter's gradient is made: after the product that the layer before waits for.
+
+        The two read the same cotangent.
+        """
+        place = bisect.bisect_right(self.products, index)
+        if place == len(self.products):
+            return index
+        here, following = self.graph.ops[index], self.graph.ops[self.products[place]]
+        return index if set(here.inputs).isdisjoint(following.inputs) else self.products[place] + 1
 
     def _operation(self, index: int, op: Op) -> None:
         for value in op.outputs:
@@ -181,7 +233,8 @@ class _Walk:
                 self._hold(value, self.defined[value])
 
     def _hold(self, value: int, begin: int) -> None:
-        self._read(self.epilogue.pop(value, []), begin)
+        begin, read = self.epilogue.pop(value, (begin, []))
+        self._read(read, begin)
         self.begins[value] = begin
         self.made_of[value] = frozenset({value})
         self.computed[value] = False
@@ -227,10 +280,12 @@ class _Walk:
         if waiting and len(op.outputs) == 1:
             for value in waiting[1:]:
                 self._finish(value)
-            others = [*self.epilogue.pop(waiting[0]), *(v for v in op.inputs if v != waiting[0])]
+            time, read = self.epilogue.pop(waiting[0])
+            others = [v for v in op.inputs if v != waiting[0]]
+            ready = [self.begins[b] for v in others for b in self.made_of[v]]
             if waiting[0] in self.of_product:
                 self.of_product.add(result)
-            self._written(result, index, others)
+            self._written(result, max([time, *ready]), [*read, *others])
             return
         for value in waiting:
             self._finish(value)
@@ -244,7 +299,10 @@ class _Walk:
             )
         if op.primitive in VIEWS and len(op.inputs) == 1:
             self.parameter[result] = self.parameter[op.inputs[0]]
-        if op.primitive in _SUMS and len(self.users[result]) > 1:
+        shared = len(self.users[result]) > 1 and bool(self.made_of[result])
+        if op.primitive not in _VIEWS and shared and not self.makes_again:
+            written = True
+        elif op.primitive in _SUMS and shared:
             written = self._joins(op)
         else:
             written = op.primitive in _CHEAP - VIEWS and self._between_products(op)
@@ -282,6 +340,7 @@ class _Walk:
                     self._hold(value, self.defined[value])
         self._read(op.inputs, index)
         if op.primitive in _PRODUCTS:
+            self.products.append(index)
             self.of_product.update(op.outputs)
             for value in op.inputs:
                 if self.costly[value]:
@@ -290,7 +349,10 @@ class _Walk:
             self._written(value, index, [])
 
     def _written(self, value: int, index: int, read: list[int]) -> None:
-        """A result that is written at `index`, unless the one operation that reads it goes on."""
+        """A result that is written at `index`, unless the one operation that reads it goes on.
+
+        Made with what is `read`.
+        """
         users = self.users[value]
         if len(users) == 1 and users[0] >= 0 and value not in self.flow.gradient_of:
             user = self.graph.ops[users[0]]
@@ -299,7 +361,7 @@ class _Walk:
                 value
             )
             if user.primitive in _FUSED and same and in_loop:
-                self.epilogue[value] = read
+                self.epilogue[value] = (index, read)
                 return
         self._read(read, index)
         self._hold(value, index)

@@ -57,7 +57,7 @@ class Question:
     @functools.cached_property
     def buffers(self) -> tuple[Buffer, ...]:
         """What the costed program holds in memory."""
-        return find_buffers(self.costed, self.flow)
+        return find_buffers(self.costed, self.flow, makes_again=self.platform != "cpu")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ def test_what_alone_reads_a_product_is_done_before_it_is_written() -> None:
 
     bias = spec(1, 32, dtype="bfloat16")
     analysis = analysed(loss, spec(8, 32), bias, spec(ROWS, 8), gradient=False)
-    (only,) = buffers(analysis)
+    (only,) = [b for b in buffers(analysis) if b.kind is Kind.ACTIVATION]
     assert only.value == analysis.graph.outputs[0]
 
 
@@ -154,17 +154,46 @@ def test_parameters_cast_before_a_loop_are_held_through_both_loops() -> None:
 
 def test_an_operand_is_written_over_what_nothing_else_reads() -> None:
     def once(w: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.exp(x @ w) @ w
+        return jnp.exp(x @ w) @ w @ x.T
 
     def twice(w: jax.Array, x: jax.Array) -> jax.Array:
         product = x @ w
-        return jnp.exp(product) @ w + product
+        return jnp.exp(product) @ w @ product.T
 
     counts = [
         len(shapes(analysed(f, spec(WIDTH, WIDTH), spec(ROWS, WIDTH), gradient=False)))
         for f in (once, twice)
     ]
-    assert counts == [2, 3]
+    assert counts == [3, 4]
+
+
+def test_parameters_are_gathered_while_the_product_before_them_runs() -> None:
+    def loss(v: jax.Array, w: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ v @ w
+
+    analysis = analysed(loss, spec(8, 32), spec(32, 4), spec(ROWS, 8), gradient=False)
+    gathered = {b.position: b for b in buffers(analysis) if b.kind is Kind.GATHERED}
+    first, second = (
+        index for index, op in enumerate(analysis.graph.ops) if op.primitive == "dot_general"
+    )
+    assert (gathered[0].begin, gathered[0].end) == (first, first)
+    assert (gathered[1].begin, gathered[1].end) == (first, second)
+
+
+def test_a_compiler_that_makes_nothing_again_writes_what_is_shared() -> None:
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        product = x @ w
+        hidden = jnp.tanh(product)
+        return jnp.sin(hidden).sum() * jnp.cos(hidden).max() + product.min()
+
+    analysis = analysed(loss, spec(8, 32), spec(ROWS, 8), gradient=False)
+    flow = program_flow(analysis)
+    again, written = (
+        [b for b in find_buffers(analysis, flow, makes_again) if b.kind is Kind.ACTIVATION]
+        for makes_again in (True, False)
+    )
+    assert sum(analysis.graph.shape(b.value) == (ROWS, 32) for b in again) == 1
+    assert sum(analysis.graph.shape(b.value) == (ROWS, 32) for b in written) == 2
 
 
 def test_dead_code_holds_nothing() -> None:
