@@ -3,14 +3,12 @@
   python -m benchmarks.layouts
 
 Memory is the compiler's (`memory_analysis`), bytes moved are counted in the compiled HLO (a ring's
-share of every collective's result). Figures are of the CPU compiler: it turns reduce-scatters into
+share of every collective). Figures are of the CPU compiler: it turns reduce-scatters into
 all-reduces and slices, so the gradients of zero2 and zero3 move twice what they do on TPU and GPU,
 and it merges the second gather of a ZeRO-3 parameter with the first.
 """
 
-import math
 import os
-import re
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,48 +20,29 @@ if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
 import autoshard
 import models
 from autoshard.explain import format_bytes
+from autoshard.machine import machine_model
+from autoshard.topology import Topology
+from passes.hlo.parse import parse
+from passes.hlo.schedule import simulate
 
 CASES = (
     ("data=8", ("data", "zero1", "zero2", "zero3")),
     ("data=2,model=4", ("redco", "zero3+redco", "auto")),
 )
-_COLLECTIVE = re.compile(
-    r"= (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)"
-    r"(-start)?\("
-)
+# Times that a ring moves the data: an all-reduce is a reduce-scatter and an all-gather.
+PASSES = {"all-reduce": 2}
 
 
-def sent_bytes(text: str, devices: int) -> dict[str, float]:
-    """Bytes that a device sends, by kind of collective; groups are read from each line."""
-    totals: dict[str, float] = {}
-    for line in text.splitlines():
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        size = sum(
-            4 * math.prod(int(x) for x in shape.split(",") if x)
-            for shape in re.findall(r"(?:f32|s32|u32)\[([\d,]*)\]", match["type"])
-        )
-        group = group_size(line, devices)
-        factor = {"all-reduce": 2 * (group - 1) / group, "all-gather": (group - 1) / group,
-                  "reduce-scatter": group - 1.0}.get(match["kind"], 1.0)  # fmt: skip
-        totals[match["kind"]] = totals.get(match["kind"], 0.0) + factor * size
-    return totals
-
-
-def group_size(line: str, devices: int) -> int:
-    """Devices in each replica group, in the three notations that XLA writes."""
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
-    if iota:
-        return int(iota[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    if listed:
-        return len(listed[1].split(","))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
-    if named:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
-    return devices
+def sent_bytes(text: str) -> float:
+    """Bytes that a device sends in a step: a ring's share of every collective, loops multiplied."""
+    timeline = simulate(parse(text), machine_model(Topology.parse("cpu:8")))
+    return sum(
+        PASSES.get(c.kind, 1)
+        * c.payload_bytes
+        * c.repeats
+        * (1 if c.kind == "collective-permute" else (c.group_size - 1) / c.group_size)
+        for c in timeline.collectives
+    )
 
 
 def row(spec: models.ModelSpec, mesh: str, rules: str) -> str:
@@ -72,7 +51,7 @@ def row(spec: models.ModelSpec, mesh: str, rules: str) -> str:
         spec.build(), mesh, batch=spec.example_batch(32, 128), rules=rules
     )
     report = compiled.memory_report()
-    sent = sum(sent_bytes(compiled.lower().compile().as_text(), 8).values())
+    sent = sent_bytes(compiled.lower().compile().as_text())
     chosen = "+".join(compiled.plan.rules) if rules == "auto" else ""
     return (
         f"{spec.name:12} {mesh:15} {rules:12} {format_bytes(report.estimate.total_bytes):>9} "
