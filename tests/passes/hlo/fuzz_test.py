@@ -42,18 +42,18 @@ class Hang(BaseException):
 
 @contextmanager
 def watchdog() -> Iterator[None]:
-    """Raises `Hang` where one text takes far longer than any should."""
+    """Raises `Hang` where one text takes far more processor time than any should."""
 
     def bark(signum: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, bark)
-    signal.setitimer(signal.ITIMER_REAL, HANG_S)
+    before = signal.signal(signal.SIGPROF, bark)
+    signal.setitimer(signal.ITIMER_PROF, HANG_S)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.fixture(autouse=True)
