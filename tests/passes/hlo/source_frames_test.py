@@ -1,5 +1,10 @@
 """Source lines from the tables at the head of HLO text."""
 
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
 from passes.hlo.parse import parse
@@ -81,3 +86,16 @@ def test_tables_of_text_that_is_damaged_are_counted() -> None:
     module = parse(TABLES.replace("FileNames\n", "FileNumes\n"))
     assert dict(module.unknown)["line outside computations"] == 4
     assert module.source(module.entry_computation.root) == ""
+
+
+def user(x: jax.Array) -> jax.Array:
+    return jnp.sum(optax.l2_loss(x))
+
+
+def test_a_compiled_program_names_the_line_that_called_the_library() -> None:
+    text = jax.jit(user).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile().as_text()
+    assert text is not None and "/optax/" in text
+    module = parse(text)
+    _, first = inspect.getsourcelines(user)
+    found = {module.source(i) for c in module.computations.values() for i in c.instructions}
+    assert found - {""} == {f"source_frames_test.py:{first + 1} (user)"}
