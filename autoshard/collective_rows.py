@@ -12,7 +12,7 @@ Whatever is left on either side differs, and its row says where it comes from.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from autoshard.compile_report import CollectiveRow
 from autoshard.predicted_collectives import (
@@ -141,12 +141,18 @@ class _Matcher:
         for i, number in enumerate((predicted[0], compiled[0], predicted[1], compiled[1])):
             row[i] += number
 
+    def _open(self) -> Iterator[tuple[_Wanted, _Moved]]:
+        """Pairs of what is not matched yet."""
+        wanted = [w for w in self.wanted if w.left]
+        moved = [m for m in self.moved if m.left]
+        return itertools.product(wanted, moved)
+
     def _match(self, form: _Form) -> None:
-        for w, m in itertools.product(self.wanted, self.moved):
+        for w, m in self._open():
             p, a = w.predicted, m.array
-            if not w.left or not m.left or not form.fits(p, a):
-                continue
             if form.same_source and a.source != p.source:
+                continue
+            if not w.left or not m.left or not form.fits(p, a):
                 continue
             count = min(w.left, m.left)
             w.left -= count
@@ -196,8 +202,8 @@ class _Matcher:
         Their source may be the loop's, which is none of those that were predicted.
         """
         sources = {w.predicted.source for w in self.wanted}
-        own = itertools.product((True, False), self.wanted, self.moved)
-        for same_source, w, m in own:
+        both = [(same, w, m) for same in (True, False) for w, m in self._open()]
+        for same_source, w, m in both:
             p, a = w.predicted, m.array
             if w.left < 2 or not m.left or a.in_loop or a.kind != ALL_REDUCE:
                 continue
