@@ -1,6 +1,5 @@
 """From a scheduled program and a machine to a `Timeline`."""
 
-import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -16,29 +15,34 @@ WAIT = "wait"
 
 @dataclasses.dataclass(frozen=True)
 class _Placed:
-    """An event at its place in the step: when its first execution begins, how often it runs."""
+    """An event at its place in the step: when its first execution begins, how often it runs.
+
+    Each execution of an asynchronous collective is waited for `waited_s`.
+    """
 
     event: Event
     offset_s: float
     repeats: int
     depth: int
+    waited_s: float
 
 
 def _place(walk: Walk, offset_s: float, repeats: int, depth: int) -> Iterator[_Placed]:
+    waited = {name: seconds for name, seconds, is_collective in walk.waits if is_collective}
     for event in walk.events:
-        yield _Placed(event, offset_s, repeats, depth)
+        waited_s = waited.get(event.instruction.name, 0.0)
+        yield _Placed(event, offset_s, repeats, depth, waited_s)
         if event.loop is not None:
             inner = depth + (event.instruction.opcode == "while")
             begin = offset_s + event.start_s
             yield from _place(event.loop, begin, repeats * event.trips, inner)
 
 
-def _waits(walk: Walk, repeats: int) -> Iterator[tuple[str, float, bool]]:
-    for name, seconds, is_collective in walk.waits:
-        yield name, seconds * repeats, is_collective
-    for event in walk.events:
-        if event.loop is not None:
-            yield from _waits(event.loop, repeats * event.trips)
+def _copies_waited_s(walk: Walk) -> float:
+    """Seconds for which the cores wait for copies."""
+    own = sum(seconds for _, seconds, is_collective in walk.waits if not is_collective)
+    inner = (_copies_waited_s(e.loop) * e.trips for e in walk.events if e.loop is not None)
+    return own + sum(inner)
 
 
 def simulate(module: HloModule, machine: MachineModel) -> Timeline:
@@ -59,14 +63,7 @@ def simulate(module: HloModule, machine: MachineModel) -> Timeline:
     simulator = Simulator(module, machine)
     walk = simulator.walk(module.entry)
     placed = list(_place(walk, 0.0, 1, 0))
-    exposed: collections.Counter[str] = collections.Counter()
-    copies_s = 0.0
-    for name, seconds, is_collective in _waits(walk, 1):
-        if is_collective:
-            exposed[name] += seconds  # type: ignore[assignment]  # a Counter of floats
-        else:
-            copies_s += seconds
-    collectives = _collectives(module, placed, exposed)
+    collectives = _collectives(module, placed)
     operations = _operations(module, placed)
     for what, count in module.unknown:
         simulator.unmodelled[what] += count
@@ -75,7 +72,7 @@ def simulate(module: HloModule, machine: MachineModel) -> Timeline:
         step_s=walk.seconds,
         compute_s=sum(o.seconds for o in operations if o.basis is not Basis.COPY),
         exposed_communication_s=sum(c.exposed_s for c in collectives),
-        exposed_copy_s=copies_s,
+        exposed_copy_s=_copies_waited_s(walk),
         flops=sum(o.flops for o in operations),
         spans=tuple(_span(module, p) for p in sorted(placed, key=_begin)),
         operations=operations,
@@ -131,15 +128,12 @@ def _operations(module: HloModule, placed: list[_Placed]) -> tuple[OperationCost
     return tuple(sorted(found, key=lambda o: -o.seconds))
 
 
-def _collectives(
-    module: HloModule, placed: list[_Placed], waited: collections.Counter[str]
-) -> tuple[CollectiveCost, ...]:
+def _collectives(module: HloModule, placed: list[_Placed]) -> tuple[CollectiveCost, ...]:
     found = []
     for p in placed:
         event, collective = p.event, p.event.collective
         if collective is None:
             continue
-        exposed = event.exposed_s * p.repeats + waited.get(event.instruction.name, 0.0)
         found.append(
             CollectiveCost(
                 name=event.instruction.name,
@@ -151,7 +145,7 @@ def _collectives(
                 group_size=max((len(g) for g in collective.groups), default=0),
                 axes=event.axes,
                 seconds=(event.end_s - event.start_s) * p.repeats,
-                exposed_s=exposed,
+                exposed_s=(event.exposed_s + p.waited_s) * p.repeats,
             )
         )
     return tuple(sorted(found, key=lambda c: -c.seconds))
