@@ -203,6 +203,20 @@ def test_loops_are_multiplied() -> None:
     assert depths["work"] == (1, 7, near(1 * US))
 
 
+def test_a_computation_that_is_called_twice() -> None:
+    body = GATHER.replace("CYCLES", cycles(1000)).replace("ROOT %more", "ROOT %end")
+    timeline = run(
+        """
+        %p = f32[250] parameter(0)
+        %a = f32[250] call(%p), to_apply=%both
+        ROOT %b = f32[250] call(%a), to_apply=%both
+        """,
+        f"both\n{body}",
+    )
+    assert timeline.step_s == near(2 * (GATHER_S + 0.5 * US))
+    assert [c.exposed_s for c in timeline.collectives] == [near(0.5 * US)] * 2
+
+
 def test_a_loop_of_unknown_length_is_counted_once_and_reported() -> None:
     timeline = run(LOOP, UNTIL.replace("s32[] constant(7)", "s32[] parameter(1)"), BODY)
     assert timeline.step_s == near(GATHER_S)
