@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-# Differences of a model as small as this one, which the 8B release's width has not, but the third.
+# Differences of a model as small as this one; docs/collectives.md has those of the 8B's width.
 _EXPLAINED = {
     # Small gradients of all layers are stacked in bfloat16 and reduced once, behind the loop.
     "data": {"all-reduce LlamaBlock.__call__), after the loop"},
