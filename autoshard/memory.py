@@ -125,8 +125,12 @@ class _Sizes:
         array = self.program.layout.arrays[buffer.position]
         kept = array.param if buffer.kind is Kind.PARAMETER else array.grad
         more = [p for dim in kept for p in dim if not any(p in d for d in spec)]
-        # Where those parts go does not matter for the size, as long as it divides.
-        return (*spec[:-1], (*spec[-1], *more)) if spec and more else spec
+        if not (spec and more):
+            return spec
+        # The value may have been transposed or merged: its longest dimension takes these parts.
+        shape = self.program.analysis.graph.shape(buffer.value)
+        longest = max(range(len(spec)), key=lambda d: shape[d] // self.program.degree(spec[d]))
+        return (*spec[:longest], (*spec[longest], *more), *spec[longest + 1 :])
 
     def _stored_as(self, buffer: Buffer, leaf: Leaf) -> Leaf:
         """A gathered parameter is cast slice by slice: its gradients are stacked after the cast."""
