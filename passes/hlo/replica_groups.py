@@ -81,7 +81,7 @@ def _mesh_groups(axes: str, rest: str, text: str) -> Groups:
     sizes = tuple(int(size) for _, size in pairs)
     order = _ORDER.search(rest)
     braces = re.search(r"\{([^{}]*)\}\s*$", rest)
-    if not names or len(names) > _MAX_AXES or braces is None:
+    if not 0 < len(set(names)) == len(names) <= _MAX_AXES or braces is None:
         raise HloError(f"replica groups over a mesh are not understood: {text[:80]!r}")
     if order is None:
         ids = _iota(sizes, (), f"replica groups {text[:60]}")

@@ -120,6 +120,8 @@ def test_parts_of_an_axis_are_axes_of_a_finer_mesh(
         ("mesh[] {'a'}", "not understood"),
         ("mesh['a'=2]", "not understood"),
         ("mesh['a'=2] {'b'}", "along 'b'"),
+        ("mesh['a'=2,'a'=4] {'a'}", "not understood"),
+        ("mesh['a'=2] {'a','a'}", "take \\(1\\)2"),
         ("mesh['a'=8] {'a':(3)2}", "take \\(3\\)2 of mesh axis 'a'=8"),
         ("mesh['a'=8] {'a':(0)2}", "take \\(0\\)2|take \\(1\\)2"),
         ("mesh['a'=8] {'a':(1)4,'a':(2)2}", "take \\(2\\)2"),
