@@ -27,7 +27,7 @@ class MemoryReport:
 
     @property
     def compiled_bytes(self) -> int:
-        """The compiler's peak: inputs, temporaries, and outputs that reuse no input."""
+        """What the compiler adds up to: inputs, temporaries, and outputs that reuse no input."""
         return (
             self.arguments_bytes
             + self.temporaries_bytes

@@ -24,7 +24,6 @@ BITS: dict[str, int] = {
 }  # fmt: skip
 
 HOST_SPACE = 5
-FAST_SPACE = 1  # VMEM
 
 _ARRAY = re.compile(
     r"([a-z][a-z0-9]{0,30})\[((?:<?=?[\d?]{1,18}(?:,|(?=\])))*)\](?:\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?"
