@@ -22,27 +22,13 @@ A policy of an outer region replaces those of the regions inside it (that is how
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 
 from passes import ir
-
-
-class Gather(Protocol):
-    """An identity that lays an input out for use, and its cotangent as the gradient is kept."""
-
-    @property
-    def path(self) -> str:
-        """The input's name, for what a compiler says about the gather."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The input, laid out for use."""
-
-    def of_slice(self, dim: int) -> "Gather | None":
-        """The same for one slice along `dim`; None where the stored array is cut along `dim`."""
-
+from passes.program import Gather
 
 # What a lazy input goes through without being gathered. All but the last three keep the elements of
 # a slice along the leading dimension together, so that a stack may be scanned over after them.

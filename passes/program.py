@@ -1,12 +1,21 @@
 """`Program`: the frozen value that analysis reads and passes transform."""
 
+from __future__ import annotations
+
 import dataclasses
 import enum
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
-from passes.ir import ClosedJaxpr
+from passes.hlo.machine import MachineModel
+from passes.ir import ClosedJaxpr, Var
+
+# For each dimension of an array, the mesh axes that shard it.
+Spec = tuple[tuple[str, ...], ...]
 
 
 class Role(enum.Enum):
@@ -30,6 +39,8 @@ class Leaf:
       shape: its global shape.
       dtype: the name of its dtype; `key<...>` for typed PRNG keys.
       metadata: the axis names that a Flax annotation gives its dimensions; empty if none.
+      parts: paths of the user's own arrays of which this one is the stack, along a new leading
+        dimension; empty where it is the user's own.
     """
 
     path: str
@@ -39,6 +50,7 @@ class Leaf:
     metadata: tuple[str | tuple[str, ...] | None, ...] = dataclasses.field(
         default=(), compare=False
     )
+    parts: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -63,6 +75,51 @@ class Leaf:
         return self.size * self.itemsize_bytes
 
 
+class Gather(Protocol):
+    """An identity that lays an input out for use, and its cotangent as the gradient is kept."""
+
+    @property
+    def path(self) -> str:
+        """The input's name, for what a compiler says about the gather."""
+
+    def __call__(self, x: Any) -> Any:
+        """The input, laid out for use."""
+
+    def of_slice(self, dim: int) -> Gather | None:
+        """The same for one slice along `dim`; None where the stored array is cut along `dim`."""
+
+
+class GradientRule(Protocol):
+    """How outputs and gradients are computed where it is not by differentiating the jaxpr whole."""
+
+    def __call__(
+        self, inputs: Sequence[Any], wrt: Sequence[int], gathers: Sequence[Gather | None]
+    ) -> tuple[list[Any], list[Any]]:
+        """(the program's flat outputs, gradients of output 0 by the inputs at `wrt`).
+
+        Args:
+          inputs: the program's flat inputs, as stored.
+          wrt: positions of the inputs to differentiate by.
+          gathers: how each input is laid out for use; None where it is used as it is stored.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a program runs and how its values lie there: what a planner tells the passes.
+
+    Attributes:
+      mesh: the mesh, its axes Auto; its devices may be there only to compile for.
+      machine: one device and the ways between them, devices in the mesh's order.
+      specs: of a program, how each variable is sharded, those of called and scanned programs
+        included; a variable that is not there is whole on every device.
+    """
+
+    mesh: Mesh
+    machine: MachineModel
+    specs: Callable[[Program], Mapping[Var, Spec]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A traced forward program and the meaning of its inputs.
@@ -72,12 +129,18 @@ class Program:
       jaxpr: flat inputs to flat outputs; for a model, output 0 is the scalar loss.
       inputs: one `Leaf` an input, in order.
       outputs: a name for each output, in order.
+      placement: where it runs, once that is planned.
+      gradient: how outputs and gradients are computed; None is by differentiating `jaxpr`.
+      notes: what passes did and found, a sentence each, in order.
     """
 
     name: str
     jaxpr: ClosedJaxpr
     inputs: tuple[Leaf, ...]
     outputs: tuple[str, ...]
+    placement: Placement | None = dataclasses.field(default=None, compare=False, repr=False)
+    gradient: GradientRule | None = dataclasses.field(default=None, compare=False, repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.jaxpr.in_avals):
@@ -90,6 +153,10 @@ class Program:
                 f"program {self.name!r} has {len(self.jaxpr.out_avals)} outputs but "
                 f"{len(self.outputs)} names were given"
             )
+
+    def noting(self, *notes: str) -> Program:
+        """The same program with more notes."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def with_role(self, *roles: Role) -> tuple[int, ...]:
         """Positions of the inputs that have one of `roles`."""
