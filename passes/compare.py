@@ -28,7 +28,7 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, Any]:
 
 def _draw(leaf: Leaf, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
     if leaf.dtype.startswith("key<"):
-        return jax.random.key(int(rng.integers(1 << 30)), impl=leaf.dtype[4:-1])
+        return ir.random_key(leaf.dtype, int(rng.integers(1 << 30)))
     dtype = jnp.dtype(leaf.dtype)
     if jnp.issubdtype(dtype, jnp.inexact):
         scale = 0.1 if leaf.role is Role.PARAMETER else 1.0

@@ -18,6 +18,7 @@ __all__ = [
     "JaxprEqn",
     "Literal",
     "Var",
+    "alone",
     "as_function",
     "callee",
     "closed",
@@ -25,10 +26,14 @@ __all__ = [
     "inlined",
     "is_dropped",
     "is_literal",
+    "live",
     "located",
     "part",
+    "random_key",
+    "reverse_rule",
     "scan_counts",
     "source_line",
+    "with_results",
 ]
 
 # Primitives that only call, and the parameter that holds the callee. Their operands and results are
@@ -161,3 +166,76 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
             for item in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(item, (Jaxpr, ClosedJaxpr)):
                     yield from equations(closed(item)[0])
+
+
+def reverse_rule(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+    """How a custom derivative runs: (operands -> results and residuals, residuals and cotangents of
+    the results -> cotangents of the operands).
+
+    Both as JAX would trace them, the user's own rule included. Operands that have no cotangent
+    (integers, keys) get one of dtype float0.
+    """
+    function = alone(eqn)
+    specs = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+    saved: list[Any] = []
+
+    def forward(*operands: Any) -> Any:
+        results, backward = jax.vjp(function, *operands)
+        leaves, structure = jax.tree.flatten(backward)
+        saved[:] = [structure]
+        return results, leaves
+
+    first, shapes = jax.make_jaxpr(forward, return_shape=True)(*specs)
+
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        return jax.tree.unflatten(saved[0], residuals)(cotangents)
+
+    results, residuals = shapes
+    cotangents = [
+        jax.ShapeDtypeStruct(x.shape, jax.numpy.zeros((), x.dtype).dtype)
+        if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)
+        else jax.ShapeDtypeStruct(x.shape, jax.dtypes.float0)
+        for x in results
+    ]
+    second = jax.make_jaxpr(backward)(residuals, cotangents)
+    return first, second
+
+
+def alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
+    """A function from the values of an equation's operands, literals too, to its results."""
+    reads = list(dict.fromkeys(x for x in eqn.invars if not is_literal(x)))
+
+    def run(*operands: Any) -> list[Any]:
+        value = {x: v for x, v in zip(eqn.invars, operands, strict=True) if not is_literal(x)}
+        template = Jaxpr((), reads, list(eqn.outvars), [eqn], eqn.effects)
+        return jaxpr_as_fun(ClosedJaxpr(template, ()))(*(value[x] for x in reads))
+
+    return run
+
+
+def random_key(dtype: Any, seed: int) -> Any:
+    """A typed PRNG key of a dtype such as `key<fry>`.
+
+    Raises:
+      ValueError: it is the dtype of none of JAX's implementations.
+    """
+    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if str(jax.eval_shape(lambda name=name: jax.random.key(0, impl=name)).dtype) == str(dtype):
+            return jax.random.key(seed, impl=name)
+    raise ValueError(f"no PRNG implementation of JAX has keys of dtype {dtype}")
+
+
+def live(jaxpr: Jaxpr) -> Jaxpr:
+    """The program without the equations that no result needs."""
+    needed = {x for x in jaxpr.outvars if not is_literal(x)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(x in needed for x in eqn.outvars):
+            kept.append(eqn)
+            needed.update(x for x in eqn.invars if not is_literal(x))
+    return jaxpr.replace(eqns=kept[::-1])
+
+
+def with_results(jaxpr: Jaxpr, results: Sequence[Any]) -> Jaxpr:
+    """A program of the same inputs that makes other variables, and nothing they don't need."""
+    return live(jaxpr.replace(outvars=list(results)))
