@@ -80,8 +80,8 @@ def split_batch(program: Program, count: int) -> BatchSplit:
 
     def note(var: ir.Var) -> Any:
         needed.append(var)
-        aval: Any = var.aval
-        return jnp.zeros(aval.shape, aval.dtype)
+        like = ir.spec(var)
+        return jnp.zeros(like.shape, like.dtype)
 
     index = jax.ShapeDtypeStruct((), jnp.int32)
     specs = [
@@ -109,7 +109,7 @@ def split_batch(program: Program, count: int) -> BatchSplit:
         totals = dict(zip(wanted, inputs[count_inputs:], strict=True))
         return [x.array for x in evaluate(index, inputs[:count_inputs], totals.__getitem__)]
 
-    totals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in wanted]  # type: ignore[attr-defined]
+    totals = [ir.spec(var) for var in wanted]
     part = jax.make_jaxpr(second)(index, *specs, *totals)
     once = ir.ClosedJaxpr(ir.with_results(jaxpr, wanted), consts)
     return BatchSplit(count, size, cut, once, part, tuple(summed for summed, _ in flags))

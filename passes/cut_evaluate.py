@@ -160,7 +160,7 @@ class Evaluator:
         inside = dataclasses.replace(self, total=None)
         count = len(eqn.outvars)
         shapes: list[Value] = []
-        differentiable = [jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.invars]
+        differentiable = [jnp.issubdtype(ir.spec(x).dtype, jnp.inexact) for x in eqn.invars]
 
         def run_forward(*arrays: Any) -> tuple[list[Any], list[Any]]:
             jaxpr, consts = ir.closed(forward)

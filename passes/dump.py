@@ -18,8 +18,8 @@ def dump(folder: pathlib.Path, number: int, name: str, before: Program, after: P
     texts = [_text(before), _text(after)]
     for kind, text in zip(("before", "after"), texts, strict=True):
         (folder / f"{stem}.{kind}.txt").write_text(text, encoding="utf-8")
-    plain = [[_nameless(line) for line in text.splitlines()] for text in texts]
-    lines = difflib.unified_diff(*plain, "before", "after", n=2, lineterm="")
+    old, new = ([_nameless(line) for line in text.splitlines()] for text in texts)
+    lines = difflib.unified_diff(old, new, "before", "after", n=2, lineterm="")
     (folder / f"{stem}.diff").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "reverse_rule",
     "scan_counts",
     "source_line",
+    "spec",
     "with_results",
 ]
 
@@ -176,7 +177,7 @@ def reverse_rule(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ClosedJaxpr]:
     (integers, keys) get one of dtype float0.
     """
     function = alone(eqn)
-    specs = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+    specs = [spec(x) for x in eqn.invars]
     saved: list[Any] = []
 
     def forward(*operands: Any) -> Any:
@@ -202,13 +203,25 @@ def reverse_rule(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ClosedJaxpr]:
 
 
 def alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
-    """A function from the values of an equation's operands, literals too, to its results."""
-    reads = list(dict.fromkeys(x for x in eqn.invars if not is_literal(x)))
+    """A function from the values of an equation's operands, literals too, to its results.
+
+    A literal that is given its own value stays one.
+    """
 
     def run(*operands: Any) -> list[Any]:
-        value = {x: v for x, v in zip(eqn.invars, operands, strict=True) if not is_literal(x)}
-        template = Jaxpr((), reads, list(eqn.outvars), [eqn], eqn.effects)
-        return jaxpr_as_fun(ClosedJaxpr(template, ()))(*(value[x] for x in reads))
+        value: dict[Any, Any] = {}
+        atoms: list[Any] = []
+        for x, v in zip(eqn.invars, operands, strict=True):
+            atom: Any = x
+            if is_literal(x) and v is not x.val:
+                atom = Var(x.aval)
+                v = jax.numpy.asarray(v, spec(x).dtype)
+            if not is_literal(atom):
+                value[atom] = v
+            atoms.append(atom)
+        changed = eqn.replace(invars=atoms)
+        jaxpr = Jaxpr((), list(value), list(eqn.outvars), [changed], eqn.effects)
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*value.values())
 
     return run
 
@@ -223,6 +236,11 @@ def random_key(dtype: Any, seed: int) -> Any:
         if str(jax.eval_shape(lambda name=name: jax.random.key(0, impl=name)).dtype) == str(dtype):
             return jax.random.key(seed, impl=name)
     raise ValueError(f"no PRNG implementation of JAX has keys of dtype {dtype}")
+
+
+def spec(atom: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a variable or literal."""
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
 def live(jaxpr: Jaxpr) -> Jaxpr:
