@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -197,11 +197,13 @@ class LlamaMLP(nnx.Module):
 class LlamaBlock(nnx.Module):
     """One pre-norm layer: attention, then the MLP, each added to its input."""
 
+    mlp_type: ClassVar[type[Any]] = LlamaMLP
+
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
         self.attn_norm = _norm(config, rngs)
         self.attn = LlamaAttention(config, rngs)
         self.mlp_norm = _norm(config, rngs)
-        self.mlp = LlamaMLP(config, rngs)
+        self.mlp: Any = self.mlp_type(config, rngs)
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Maps [B, S, D] to [B, S, D], given the rotary tables, [S, K/2] each."""
@@ -209,17 +211,19 @@ class LlamaBlock(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def _listed(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.List[LlamaBlock]:
-    return nnx.List([LlamaBlock(config, rngs) for _ in range(config.num_layers)])
+def _listed(
+    block_type: type[LlamaBlock], config: LlamaConfig, rngs: nnx.Rngs
+) -> nnx.List[LlamaBlock]:
+    return nnx.List([block_type(config, rngs) for _ in range(config.num_layers)])
 
 
-def _stacked(config: LlamaConfig, rngs: nnx.Rngs) -> LlamaBlock:
+def _stacked(block_type: type[LlamaBlock], config: LlamaConfig, rngs: nnx.Rngs) -> LlamaBlock:
     """All blocks as one, each of its parameters with a leading dimension of layers."""
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs: nnx.Rngs) -> LlamaBlock:
-        return LlamaBlock(config, rngs)
+        return block_type(config, rngs)
 
     block: LlamaBlock = make(rngs)
     return block
@@ -243,6 +247,8 @@ def _block_runner(config: LlamaConfig) -> Callable[..., jax.Array]:
 class Llama(nnx.Module):
     """The language model: tokens to logits of the next token."""
 
+    block_type: ClassVar[type[LlamaBlock]] = LlamaBlock
+
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embed = nnx.Embed(
@@ -252,7 +258,8 @@ class Llama(nnx.Module):
             dtype=compute_dtype(config.dtype),
             rngs=rngs,
         )
-        self.layers = _stacked(config, rngs) if config.scan_layers else _listed(config, rngs)
+        make = _stacked if config.scan_layers else _listed
+        self.layers: Any = make(self.block_type, config, rngs)
         self.norm = _norm(config, rngs)
         self.lm_head = _linear(config, config.d_model, config.vocab_size, rngs)
 

@@ -1,14 +1,15 @@
 """What a registered model is: a frozen configuration that builds a module and describes its batch.
 
 A batch is a flat dictionary. Its entry `config.input_key` is the model's input and has the name of
-the argument of `__call__` that takes it; `label`, where present, is the target. Text models predict
-their own input, shifted, and carry no label.
+the argument of `__call__` that takes it; `label` or `targets`, where present, is what the loss
+reads; any other entry is an input, too, under its argument's name. Decoders predict their own
+input, shifted, and carry no label.
 """
 
 import dataclasses
 import functools
 import math
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from models.checks import Dataclass
 BatchSpec = dict[str, jax.ShapeDtypeStruct]
 
 Remat = Literal["none", "full"]
+
+# Entries of a batch that the loss reads and the model does not.
+TARGETS = ("label", "targets")
 
 
 class NnxBuilder(Protocol):
@@ -115,8 +119,13 @@ def _count_params(config: ModelConfig) -> int:
     def init() -> object:
         if isinstance(model, nn.Module):
             # Only shapes matter: one example is as good as a full batch.
-            batch = config.example_batch(1)[config.input_key]
-            return model.init(jax.random.key(0), jnp.zeros(batch.shape, batch.dtype))["params"]
+            batch = config.example_batch(1)
+            inputs: dict[str, Any] = {
+                name: jnp.zeros(leaf.shape, leaf.dtype)
+                for name, leaf in batch.items()
+                if name not in TARGETS
+            }
+            return model.init(jax.random.key(0), **inputs)["params"]
         return nnx.state(model(_HostCountedRngs(0)), nnx.Param)
 
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
@@ -131,6 +140,18 @@ def text_batch(batch_size: int, seq_len: int | None, max_seq_len: int) -> BatchS
             f"build the model with max_seq_len={length}."
         )
     return {"tokens": _spec((batch_size, length), jnp.int32)}
+
+
+def text_pair_batch(batch_size: int, seq_len: int | None, max_seq_len: int) -> BatchSpec:
+    """Returns `{"tokens": int32[B, S], "decoder_tokens": int32[B, T], "targets": int32[B, T]}`.
+
+    S is `max_seq_len` where none is asked for, and T a quarter of it; the target of position i is
+    what the decoder should predict there.
+    """
+    batch = text_batch(batch_size, seq_len, max_seq_len)
+    length = max(1, batch["tokens"].shape[1] // 4)
+    output = _spec((batch_size, length), jnp.int32)
+    return {**batch, "decoder_tokens": output, "targets": output}
 
 
 def labelled_batch(

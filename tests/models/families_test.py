@@ -12,9 +12,11 @@ from flax import nnx
 
 from tests.models import helpers
 
+TEXT = ("gpt2_tiny", "llama3_tiny", "mixtral_tiny")
+
 
 def _width(name: str) -> int:
-    return helpers.NUM_TOKENS if name in ("gpt2_tiny", "llama3_tiny") else helpers.NUM_CLASSES
+    return helpers.NUM_TOKENS if name in TEXT else helpers.NUM_CLASSES
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -40,8 +42,9 @@ def test_linen_parameters_carry_no_metadata(name):
     assert not any(isinstance(leaf, nn.meta.AxisMetadata) for leaf in leaves)
 
 
-def test_nnx_parameters_carry_no_sharding_metadata():
-    state = jax.eval_shape(helpers.pure(helpers.small("llama3_tiny"))[0])
+@pytest.mark.parametrize("name", ["llama3_tiny", "mixtral_tiny"])
+def test_nnx_parameters_carry_no_sharding_metadata(name):
+    state = jax.eval_shape(helpers.pure(helpers.small(name))[0])
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     assert leaves
     assert not any("out_sharding" in leaf.get_metadata() for leaf in leaves)
@@ -73,7 +76,7 @@ def test_first_step_knows_nothing_and_reaches_every_parameter(name):
             assert np.abs(gradient).max() > 1e-8, where
 
 
-@pytest.mark.parametrize("name", ["gpt2_tiny", "llama3_tiny"])
+@pytest.mark.parametrize("name", TEXT)
 @pytest.mark.parametrize("changed", [1, 9, 15])
 def test_a_token_is_not_seen_before_its_position(name, changed):
     spec = helpers.small(name)

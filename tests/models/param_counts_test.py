@@ -18,6 +18,18 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, hidde
     return 2 * vocab * width + layers * (attention + 3 * width * hidden + 2 * width) + width
 
 
+def _mixtral(vocab: int, width: int, layers: int, heads: int, kv_heads: int, hidden: int) -> int:
+    experts = 8
+    more = (experts - 1) * 3 * width * hidden + width * experts  # the rest of them, and the router
+    return _llama(vocab, width, layers, heads, kv_heads, hidden) + layers * more
+
+
+def _t5(vocab: int, width: int, layers: int, inner: int, hidden: int, biases: int) -> int:
+    attention, mlp = 4 * width * inner, 3 * width * hidden
+    encoder, decoder = attention + mlp + 2 * width, 2 * attention + mlp + 3 * width
+    return 2 * vocab * width + layers * (encoder + decoder) + 2 * width + 2 * biases
+
+
 def _vit(image: int, patch: int, width: int, layers: int, hidden: int, classes: int) -> int:
     patches = 3 * patch * patch * width + width
     positions = (image // patch) ** 2 * width
@@ -64,6 +76,10 @@ COUNTS = [
     ("llama3_tiny", _llama(256, 64, 2, 8, 4, 160), None),
     ("llama3_8b", _llama(LLAMA_VOCAB, 4096, 32, 32, 8, 14336), 8_030_261_248),
     ("llama3_70b", _llama(LLAMA_VOCAB, 8192, 80, 64, 8, 28672), 70_553_706_496),
+    ("mixtral_tiny", _mixtral(256, 64, 2, 8, 4, 160), None),
+    ("mixtral_8x7b", _mixtral(32000, 4096, 32, 32, 8, 14336), 46_702_792_704),
+    ("t5_tiny", _t5(256, 64, 2, 64, 160, 8 * 8), None),
+    ("t5_v1_1_large", _t5(32128, 1024, 24, 1024, 2816, 32 * 16), 783_150_080),
     ("mlp", 64 * 256 + 256 + 256 * 256 + 256 + 256 * 16 + 16, None),
     ("vit_tiny", _vit(32, 4, 64, 2, 256, 16), None),
     # The published model has a class token and its position: 2 * 1024 more.

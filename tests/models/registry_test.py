@@ -10,7 +10,15 @@ from flax import nnx
 
 import models
 
-TINY = ("gpt2_tiny", "llama3_tiny", "mlp", "resnet_tiny", "vit_tiny")
+TINY = (
+    "gpt2_tiny",
+    "llama3_tiny",
+    "mixtral_tiny",
+    "mlp",
+    "resnet_tiny",
+    "t5_tiny",
+    "vit_tiny",
+)
 
 
 def test_names_are_sorted_and_complete():
@@ -23,9 +31,13 @@ def test_names_are_sorted_and_complete():
         "llama3_70b",
         "llama3_8b",
         "llama3_tiny",
+        "mixtral_8x7b",
+        "mixtral_tiny",
         "mlp",
         "resnet50",
         "resnet_tiny",
+        "t5_tiny",
+        "t5_v1_1_large",
         "vit_l16",
         "vit_tiny",
     )
@@ -98,6 +110,14 @@ def test_lists_become_tuples():
         ("gpt2_tiny", {"dtype": "int32"}, "dtype='int32' must be the name"),
         ("llama3_tiny", {"num_kv_heads": 3}, "num_heads=8 is not a multiple of num_kv_heads=3"),
         ("llama3_tiny", {"num_heads": 64}, "is odd"),
+        (
+            "mixtral_tiny",
+            {"experts_per_token": 9},
+            "experts_per_token=9 is more than num_experts=8",
+        ),
+        ("mixtral_tiny", {"capacity_factor": 0.0}, "capacity_factor=0.0 must be positive"),
+        ("t5_tiny", {"relative_buckets": 6}, "relative_buckets=6 must be a multiple of 4"),
+        ("t5_tiny", {"relative_max_distance": 4}, "relative_max_distance=4 more than half"),
         ("vit_tiny", {"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
         ("vit_tiny", {"pooling": "max"}, "must be one of 'mean', 'class_token'"),
         ("resnet_tiny", {"block": "wide"}, "must be one of 'basic', 'bottleneck'"),
@@ -117,6 +137,14 @@ def test_refused_values_are_named(name, overrides, message):
     [
         ("gpt2_tiny", {"tokens": ((4, 128), jnp.int32)}),
         ("llama3_8b", {"tokens": ((4, 8192), jnp.int32)}),
+        (
+            "t5_v1_1_large",
+            {
+                "tokens": ((4, 512), jnp.int32),
+                "decoder_tokens": ((4, 128), jnp.int32),
+                "targets": ((4, 128), jnp.int32),
+            },
+        ),
         ("mlp", {"x": ((4, 64), jnp.float32), "label": ((4,), jnp.int32)}),
         ("vit_tiny", {"image": ((4, 32, 32, 3), jnp.float32), "label": ((4,), jnp.int32)}),
         ("resnet50", {"image": ((4, 224, 224, 3), jnp.float32), "label": ((4,), jnp.int32)}),
@@ -150,7 +178,9 @@ def test_example_batch_refuses_an_empty_batch(name):
         models.get(name).example_batch(0)
 
 
-@pytest.mark.parametrize("name", ["gpt2_small", "llama3_70b", "mlp", "vit_tiny", "resnet_tiny"])
+@pytest.mark.parametrize(
+    "name", ["gpt2_small", "llama3_70b", "t5_v1_1_large", "mlp", "vit_tiny", "resnet_tiny"]
+)
 def test_build_and_count_hold_no_array(name):
     before = len(jax.live_arrays())
     spec = models.get(name, dtype="bfloat16")

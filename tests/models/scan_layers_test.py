@@ -14,7 +14,7 @@ import pytest
 import models
 from tests.models import helpers
 
-FAMILIES = ("gpt2_tiny", "llama3_tiny", "vit_tiny")
+FAMILIES = ("gpt2_tiny", "llama3_tiny", "mixtral_tiny", "vit_tiny")
 LAYERS = 2
 
 
@@ -124,7 +124,9 @@ def test_a_scanned_program_does_not_grow_with_depth(name: str) -> None:
     assert size(2) == size(9)
 
 
-@pytest.mark.parametrize("name", ["llama3_8b", "llama3_70b", "gpt2_xl", "vit_l16"])
+@pytest.mark.parametrize(
+    "name", ["llama3_8b", "llama3_70b", "mixtral_8x7b", "t5_v1_1_large", "gpt2_xl", "vit_l16"]
+)
 def test_scanning_changes_no_parameter_count(name: str) -> None:
     counts = {models.get(name, scan_layers=scan).num_params for scan in (False, True)}
     assert len(counts) == 1
