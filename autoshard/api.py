@@ -17,14 +17,17 @@ from flax import linen
 
 from autoshard import rule_sets
 from autoshard.adapters import adapt, is_model
+from autoshard.apply_passes import Passes
 from autoshard.compiled_function import CompiledFunction
 from autoshard.compiled_model import CompiledModel, Recipe
-from autoshard.errors import ModelError
+from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
+from autoshard.pass_registry import from_records, parse_passes
 from autoshard.plan import Plan
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
 from autoshard.target import resolve
+from passes.pass_pipeline import Checks
 from passes.program import Role
 
 TASKS = ("train", "eval")
@@ -48,6 +51,24 @@ def _roles(roles: Sequence[Role | str]) -> tuple[Role, ...]:
         raise ModelError(f"argument_roles={list(roles)!r}: {error}; there are {known}") from error
 
 
+def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
+    """The passes asked for; those of a given plan where none are.
+
+    Raises:
+      PassError: they are not those that the plan was made with.
+    """
+    if passes is None and plan is not None:
+        return Passes.of(from_records(plan.passes), checks or Checks())
+    chosen = Passes.of(parse_passes(passes), checks or Checks())
+    if plan is not None and chosen.records != plan.passes:
+        asked, made = (", ".join(map(str, r)) or "none" for r in (chosen.records, plan.passes))
+        raise PassError(
+            f"the plan was made with other passes ({made}) than these ({asked}): leave passes= out "
+            "to use the plan's, or plan again"
+        )
+    return chosen
+
+
 def compile(
     model: Any,
     mesh: Any,
@@ -63,6 +84,8 @@ def compile(
     plan: Plan | str | os.PathLike[str] | None = None,
     memory_limit_bytes: int | None = None,
     argument_roles: Sequence[Role | str] | None = None,
+    passes: Any = None,
+    pass_checks: Checks | None = None,
 ) -> Any:
     """Plan and compile a model for a mesh.
 
@@ -86,12 +109,16 @@ def compile(
       memory_limit_bytes: bytes that one device may hold; layouts estimated above it are not chosen.
       argument_roles: for a plain function, `parameter` or `batch` for each argument; by default the
         last is the batch and those before it are parameters.
+      passes: what rewrites the program: text such as `"stack_layers, microbatch(count=4)"`, a
+        `Pass`, or a list of these (`docs/passes.md`). None: those that `plan` was made with.
+      pass_checks: what follows each pass: comparison on random data, dumps.
 
     Returns:
       A `CompiledModel`, or a `CompiledFunction` for a plain function.
 
     Raises:
-      ModelError, MeshError, RuleError, BatchError, LossError, PlanError, UnmodelledError: see
+      ModelError, MeshError, RuleError, BatchError, LossError, PlanError, PassError,
+      UnmodelledError: see
         `autoshard.errors`; each message names the remedy.
     """
     if task not in TASKS:
@@ -104,11 +131,17 @@ def compile(
     if isinstance(model, type) and issubclass(model, linen.Module):
         raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
     target = resolve(mesh)
-    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
+    chosen = _passes(passes, pass_checks, given)
+    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins)
     if not is_model(model):
         if not callable(model):
             adapt(model)  # raises, naming what can be passed
+        if chosen.records:
+            raise PassError(
+                f"passes={passes!r} for a plain function: passes rewrite a model's loss, so give a "
+                "Flax model"
+            )
         arguments = batch if isinstance(batch, tuple) or batch is None else (batch,)
         roles = _roles(argument_roles) if argument_roles else None
         return CompiledFunction(model, target, wishes, arguments, roles, given)
@@ -120,5 +153,6 @@ def compile(
         wishes=wishes,
         precision=Precision.of(dtype),
         donate=donate,
+        passes=chosen,
     )
     return CompiledModel(recipe, batch, given)

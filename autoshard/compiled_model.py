@@ -6,18 +6,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from autoshard import lower as lowering
 from autoshard import planning
-from autoshard.adapters import ModelFunctions, path_name
+from autoshard.adapters import ModelFunctions
+from autoshard.apply_passes import Passes, Rewritten, finish, rewrite
 from autoshard.compile_process import Progress
 from autoshard.compile_report import CompileReport
 from autoshard.compiled_program import CompiledProgram
 from autoshard.compiling import DEFAULT_TIMEOUT_S, compile_program
-from autoshard.errors import BatchError, ModelError, PlanError
+from autoshard.errors import PlanError
+from autoshard.input_checks import (
+    as_key,
+    check_alive,
+    check_batch,
+    state_problem,
+    with_shardings,
+)
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
 from autoshard.model_flops import model_flops
@@ -26,10 +33,11 @@ from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.report import MemoryReport, memory_report
 from autoshard.reporting import ReportInputs, make_report
+from autoshard.stacked_state import Stacking
 from autoshard.state import TrainState
 from autoshard.target import Target, check_context
 from autoshard.trace import TracedModel, abstract, trace_model
-from passes.program import Role
+from passes.hlo.machine import MachineModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Recipe:
       target: where it is to run.
       wishes: what the user asked of the planner.
       precision: dtype policy.
+      passes: what rewrites the program.
       donate: whether `step` reuses the memory of the state that it is given.
     """
 
@@ -53,6 +62,7 @@ class Recipe:
     wishes: planning.Wishes
     precision: Precision
     donate: bool
+    passes: Passes = dataclasses.field(default_factory=Passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,7 @@ class _Planned:
     traced: TracedModel
     plan: Plan
     opt_state: Any
+    stacking: Stacking
 
 
 class CompiledModel:
@@ -74,6 +85,7 @@ class CompiledModel:
         self._recipe = recipe
         self._given_plan = plan
         self._planned: _Planned | None = None
+        self._last: TracedModel | None = None  # the planned model after all passes
         self._mesh: Mesh | None = None
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._batch_shardings: dict[Any, Any] = {}
@@ -126,7 +138,7 @@ class CompiledModel:
     @property
     def abstract_batch(self) -> Any:
         """The planned batch as `jax.ShapeDtypeStruct` with shardings."""
-        return _with_shardings(self.traced.batch, self.batch_sharding)
+        return with_shardings(self.traced.batch, self.batch_sharding)
 
     @property
     def abstract_state(self) -> TrainState:
@@ -142,7 +154,42 @@ class CompiledModel:
             model_state=ready.traced.model_state,
             rng=key,
         )
-        return _with_shardings(state, self.state_sharding)
+        return with_shardings(state, self.state_sharding)
+
+    @property
+    def abstract_user_state(self) -> TrainState:
+        """`abstract_state` in the user's own tree: what a checkpoint holds.
+
+        It is another where a pass has stacked layers.
+        """
+        ready = self._ready()
+        if not ready.stacking.stacks:
+            return self.abstract_state
+        return ready.stacking.unstacked(self.abstract_state, self._user_structure())
+
+    def to_user_state(self, state: TrainState) -> TrainState:
+        """A state in the user's own tree, layers apart; the same object where none are stacked."""
+        stacking = self._ready().stacking
+        if not stacking.stacks:
+            return state
+        like = self._user_structure()
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_user_state)
+        return jax.jit(lambda s: stacking.unstacked(s, like), out_shardings=shardings)(state)
+
+    def from_user_state(self, state: TrainState) -> TrainState:
+        """A state as `step` takes it, of one in the user's own tree."""
+        stacking = self._ready().stacking
+        if not stacking.stacks:
+            return state
+        like = self.abstract_state
+        make = jax.jit(lambda s: stacking.stacked(s, like), out_shardings=self.state_sharding)
+        return make(state)
+
+    def _user_structure(self) -> TrainState:
+        ready = self._ready()
+        params = ready.stacking.params
+        opt_state = lowering.abstract_optimizer(self._recipe.optimizer, params)
+        return dataclasses.replace(self.abstract_state, params=params, opt_state=opt_state)
 
     def init(self, rng: Any, batch: Any = None) -> TrainState:
         """A fresh training state, every array made on its own devices.
@@ -154,19 +201,20 @@ class CompiledModel:
         if batch is not None and self._planned is None:
             self._plan_for(batch)
         elif batch is not None:
-            self._check_batch(batch)
+            check_batch(batch, self.traced.batch, self.plan)
         ready = self._ready()
         self._recipe.target.check_runnable(self.plan.mesh)
         check_context()
-        key = _as_key(rng)
+        key = as_key(rng)
         sharding = self.state_sharding
         recipe = self._recipe
         if recipe.functions.initial is not None:
             return self._place_initial(key, sharding)
         if self._initialise is None:
             make = lowering.make_init(
-                recipe.functions.init, recipe.optimizer, ready.traced.batch, recipe.precision.params
-            )
+                recipe.functions.init, recipe.optimizer, ready.traced.batch,
+                recipe.precision.params, ready.stacking.stacked_params,
+            )  # fmt: skip
             self._initialise = jax.jit(make, out_shardings=sharding)
         return self._initialise(key)
 
@@ -175,7 +223,10 @@ class CompiledModel:
         assert self._recipe.functions.initial is not None
         params, model_state = self._recipe.functions.initial
         optimizer, dtype = self._recipe.optimizer, self._recipe.precision.params
-        make = lowering.make_init(lambda rng, batch: (params, model_state), None, None, dtype)
+        stacked = self._ready().stacking.stacked_params
+        make = lowering.make_init(
+            lambda rng, batch: (params, model_state), None, None, dtype, stacked
+        )
         without = dataclasses.replace(sharding, opt_state=None)
         # Copies: a step donates its state, and the user's model must outlive it.
         state = jax.device_put(jax.tree.map(jnp.copy, make(key)), without)
@@ -202,7 +253,7 @@ class CompiledModel:
     def lower(self) -> jax.stages.Lowered:
         """The step (or evaluation) lowered for the planned batch."""
         return self._lower(
-            "step" if self._recipe.optimizer is not None else "eval", self._ready().traced
+            "step" if self._recipe.optimizer is not None else "eval", self._finished()
         )
 
     @property
@@ -286,7 +337,8 @@ class CompiledModel:
     def _plan_for(self, batch: Any) -> None:
         check_context()
         recipe = self._recipe
-        traced = self._trace("step" if recipe.optimizer is not None else "eval", batch)
+        rewritten = self._trace("step" if recipe.optimizer is not None else "eval", batch)
+        traced = rewritten.traced
         opt_state = lowering.abstract_optimizer(recipe.optimizer, traced.params)
         plan = self._given_plan
         if plan is not None:
@@ -297,11 +349,34 @@ class CompiledModel:
                 return lowering.optimizer_bytes(layout, opt_state)
 
             plan = planning.make(traced.program, recipe.target, recipe.wishes, optimizer_bytes)
-        self._planned = _Planned(traced, plan, opt_state)
+        self._planned = _Planned(traced, plan, opt_state, rewritten.stacking)
+        records = rewritten.records
+        if recipe.passes.after:
+            done, late = finish(traced, recipe.passes, plan, self.mesh, self._machine(plan))
+            self._last = done
+            records = (*records, *late)
+        self._planned = dataclasses.replace(
+            self._planned, plan=dataclasses.replace(plan, passes=records)
+        )
 
-    def _trace(self, kind: str, batch: Any) -> TracedModel:
+    def _machine(self, plan: Plan) -> MachineModel:
+        return self._recipe.target.machine(plan.mesh)
+
+    def _finished(self, traced: TracedModel | None = None) -> TracedModel:
+        """A traced model after the passes that know the plan; by default the planned one."""
+        ready = self._ready()
+        if traced is None and self._last is not None:
+            return self._last
+        passes = self._recipe.passes
+        traced = traced or ready.traced
+        if not passes.after:
+            return traced
+        return finish(traced, passes, ready.plan, self.mesh, self._machine(ready.plan))[0]
+
+    def _trace(self, kind: str, batch: Any) -> Rewritten:
         recipe = self._recipe
-        return trace_model(recipe.functions, recipe.loss, batch, kind == "step", recipe.precision)
+        traced = trace_model(recipe.functions, recipe.loss, batch, kind == "step", recipe.precision)
+        return rewrite(traced, recipe.passes, recipe.optimizer)
 
     def _shardings(self, traced: TracedModel) -> lowering.Shardings:
         ready = self._ready()
@@ -313,41 +388,16 @@ class CompiledModel:
             self._plan_for(batch)
         self._recipe.target.check_runnable(self.plan.mesh)
         check_context()
-        _check_alive(state)
+        check_alive(state)
         executable = self._executable(kind, batch)
         placed = self._place(batch)
         try:
             return executable(state, placed)
         except (TypeError, ValueError) as error:
-            problem = self._state_problem(state)
+            problem = state_problem(state, self.abstract_state)
             if problem is None:
                 raise
             raise PlanError(problem) from error
-
-    def _state_problem(self, state: TrainState) -> str | None:
-        """What is wrong with a state that the compiled step refused, in words."""
-        wanted = self.abstract_state
-        if not _same_structure(state, wanted):
-            return (
-                "the state has another structure than this model's and optimizer's: make it with "
-                "init, or restore it into `abstract_state`"
-            )
-        pairs = zip(
-            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(wanted), strict=True
-        )
-        for (path, have), want in pairs:
-            if have.shape != want.shape or have.dtype != want.dtype:
-                return (
-                    f"{path_name(path)} of the state is {have.dtype}{list(have.shape)} and the "
-                    f"plan has {want.dtype}{list(want.shape)}: make the state with init"
-                )
-            if not have.sharding.is_equivalent_to(want.sharding, have.ndim):
-                return (
-                    f"{path_name(path)} of the state is laid out as {have.sharding} and the plan "
-                    f"has {want.sharding}: move it with jax.device_put(state, "
-                    "compiled.state_sharding)"
-                )
-        return None
 
     def _batch_key(self, batch: Any) -> Any:
         specs = abstract(batch)
@@ -373,47 +423,21 @@ class CompiledModel:
 
         return jax.tree.map(whole, self.batch_sharding, batch)
 
-    def _check_batch(self, batch: Any) -> None:
-        planned = self._ready().traced.batch
-        if not _same_structure(batch, planned):
-            raise BatchError(
-                f"the batch has structure {jax.tree.structure(batch)} and the plan was made for "
-                f"{jax.tree.structure(planned)}: pass batches of one structure"
-            )
-        rows = [a for a in self.plan.arrays if a.leaf.role is Role.BATCH]
-        leaves = jax.tree_util.tree_leaves_with_path(abstract(batch))
-        for (path, have), want, row in zip(leaves, jax.tree.leaves(planned), rows, strict=True):
-            name = path_name(path) or "the batch"
-            if len(have.shape) != len(want.shape) or have.dtype != want.dtype:
-                raise BatchError(
-                    f"{name} is {have.dtype}{list(have.shape)} and the plan was made for "
-                    f"{want.dtype}{list(want.shape)}: only sizes may change"
-                )
-            for d, (size, parts) in enumerate(zip(have.shape, row.compute, strict=True)):
-                degree = self.plan.mesh.refined.shards(parts)
-                if size % degree:
-                    what = "the batch dimension" if d == 0 else f"dimension {d}"
-                    raise BatchError(
-                        f"{what} {size} of {name} does not divide by the {degree} shards of the "
-                        f"plan's mesh axes {'*'.join(parts)}: use a multiple of {degree} (drop the "
-                        "remainder of the last batch, or pad it)"
-                    )
-
     def _executable(self, kind: str, batch: Any) -> jax.stages.Compiled:
         key = (kind, self._batch_key(batch))
         if key not in self._executables:
-            self._check_batch(batch)
+            check_batch(batch, self.traced.batch, self.plan)
             ready = self._ready()
             planned_kind = "step" if self._recipe.optimizer is not None else "eval"
             same = kind == planned_kind and key[1] == self._batch_key(ready.traced.batch)
-            traced = ready.traced if same else self._trace(kind, batch)
+            traced = self._finished(None if same else self._trace(kind, batch).traced)
             self._batch_shardings[key[1]] = self._shardings(traced).batch
             self._executables[key] = self._lower(kind, traced).compile()
         return self._executables[key]
 
     def _lower(self, kind: str, traced: TracedModel) -> jax.stages.Lowered:
         shardings = self._shardings(traced)
-        specs = _with_shardings(traced.batch, shardings.batch)
+        specs = with_shardings(traced.batch, shardings.batch)
         recipe = self._recipe
         if kind == "eval":
             evaluate = lowering.make_eval(traced, shardings)
@@ -427,46 +451,3 @@ class CompiledModel:
             donate_argnums=(0,) if recipe.donate else (),
         )
         return jitted.lower(self.abstract_state, specs)
-
-
-def _same_structure(first: Any, second: Any) -> bool:
-    structures: list[Any] = [jax.tree.structure(first), jax.tree.structure(second)]
-    return bool(structures[0] == structures[1])
-
-
-def _with_shardings(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-    )
-
-
-def _check_alive(state: TrainState) -> None:
-    """Raises PlanError for a donated state: the runtime would end the process instead."""
-    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
-    if any(x.is_deleted() for x in arrays):
-        raise PlanError(
-            "this state was given to step before, which reuses its memory: go on with the state "
-            "that step returned, or compile with donate=False"
-        )
-
-
-def _as_key(rng: Any) -> Any:
-    """A key of JAX's default implementation from a key, a legacy uint32 key or a seed.
-
-    Raises:
-      ModelError: it is none of these.
-    """
-    if isinstance(rng, (int, np.integer)):
-        return jax.random.key(int(rng))
-    dtype = getattr(rng, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and rng.shape == ():
-        default = jax.eval_shape(lambda: jax.random.key(0)).dtype
-        return rng if dtype == default else jax.random.key(int(jax.random.bits(rng)))
-    if dtype == jnp.uint32 and rng.ndim == 1:
-        return jax.random.wrap_key_data(rng)
-    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and rng.shape == ():
-        return jax.random.key(int(rng))
-    raise ModelError(
-        f"cannot make a PRNG key of {type(rng).__name__}: pass jax.random.key(seed) or an integer "
-        "seed"
-    )

@@ -45,6 +45,10 @@ class CheckpointError(AutoshardError):
     """A checkpoint directory is foreign, unwritable or holds nothing that can be restored."""
 
 
+class PassError(AutoshardError):
+    """A pass cannot do what was asked of it, or broke the program; the message names it."""
+
+
 class CompileError(AutoshardError):
     """A compiler refuses a program, crashes, or takes too long."""
 

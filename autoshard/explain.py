@@ -233,6 +233,10 @@ def explain(plan: Plan, width: int) -> str:
         console.print("Considered (memory and bytes moved per device, score in microseconds on the "
                       "reference chip, nothing overlapped; all estimated):")  # fmt: skip
         console.print(_alternatives(plan))
+    for one in plan.passes:
+        console.print(f"pass {one}")
+        for note in one.notes:
+            console.print(f"  {note}")
     for note in plan.notes:
         console.print(f"note: {note}")
     if plan.unmodelled:

@@ -75,6 +75,9 @@ class Loop:
 class OpGraph:
     """The flat program: `inputs` and `outputs` are value numbers in the program's own order.
 
+    `of_variable` gives a value for each variable of the program, nested ones included; where JAX
+    shares a callee between call sites, that of the last.
+
     Loops come in the order of their end: those inside another before it.
     """
 
@@ -83,6 +86,9 @@ class OpGraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     loops: tuple[Loop, ...] = ()
+    of_variable: Mapping[ir.Var, int] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def shape(self, value: int) -> tuple[int, ...]:
         """The shape of a value."""
@@ -95,6 +101,7 @@ class _Builder:
         self.ops: list[Op] = []
         self.loops: list[Loop] = []
         self.calls: tuple[ir.JaxprEqn, ...] = ()
+        self.of_variable: dict[ir.Var, int] = {}
         self.handlers: dict[str, Callable[[ir.JaxprEqn, list[int], int], list[int]]] = {
             "scan": self._scan,
             "while": self._while,
@@ -135,6 +142,7 @@ class _Builder:
         for eqn in jaxpr.eqns:
             operands = [read(x) for x in eqn.invars]
             env.update(zip(eqn.outvars, self._equation(eqn, operands, repeats), strict=True))
+        self.of_variable.update(env)
         return [read(x) for x in jaxpr.outvars]
 
     def _equation(self, eqn: ir.JaxprEqn, operands: list[int], repeats: int) -> list[int]:
@@ -247,4 +255,5 @@ def build_graph(program: Program, ties: Sequence[tuple[int, int]] = ()) -> OpGra
         tuple(inputs),
         tuple(outputs),
         tuple(builder.loops),
+        builder.of_variable,
     )

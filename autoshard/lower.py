@@ -8,7 +8,7 @@ that the partitioner reduces and scatters instead of all-reducing at full size.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -182,21 +182,18 @@ def forward_function(
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """(params, model_state, batch, rng) -> (loss, model state, metrics), by the traced program."""
     function = with_lazy_inputs(traced.program.jaxpr, _gathers(traced, shardings))
-    state_structure = jax.tree.structure(traced.model_state)
-    state_count = len(jax.tree.leaves(traced.model_state))
-    metrics_structure = jax.tree.structure(traced.metrics)
 
     def forward(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         outputs = function(*jax.tree.leaves((params, model_state, batch)), rng)
-        new_state = jax.tree.unflatten(state_structure, outputs[1 : 1 + state_count])
-        metrics = jax.tree.unflatten(metrics_structure, outputs[1 + state_count :])
-        return outputs[0], new_state, metrics
+        return _outputs(traced, outputs)
 
     return forward
 
 
 def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
     """(params, model_state, batch, rng) -> ((loss, (model state, metrics)), gradients)."""
+    if traced.program.gradient is not None:
+        return _gradient_by_rule(traced, shardings)
     forward = forward_function(traced, shardings)
 
     def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
@@ -208,6 +205,31 @@ def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., An
         return result, jax.lax.with_sharding_constraint(gradients, shardings.gradient)
 
     return gradient
+
+
+def _gradient_by_rule(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
+    rule = traced.program.gradient
+    assert rule is not None
+    gathers = _gathers(traced, shardings)
+    wrt = traced.program.with_role(Role.PARAMETER)
+
+    def gradient(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        inputs = [*jax.tree.leaves((params, model_state, batch)), rng]
+        outputs, gradients = rule(inputs, wrt, gathers)
+        loss, new_state, metrics = _outputs(traced, outputs)
+        tree = jax.tree.unflatten(jax.tree.structure(params), gradients)
+        tree = jax.lax.with_sharding_constraint(tree, shardings.gradient)
+        return (loss, (new_state, metrics)), tree
+
+    return gradient
+
+
+def _outputs(traced: TracedModel, outputs: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """(loss, model state, metrics) of the program's flat outputs."""
+    count = len(jax.tree.leaves(traced.model_state))
+    new_state = jax.tree.unflatten(jax.tree.structure(traced.model_state), outputs[1 : 1 + count])
+    metrics = jax.tree.unflatten(jax.tree.structure(traced.metrics), outputs[1 + count :])
+    return outputs[0], new_state, metrics
 
 
 def make_step(
@@ -254,6 +276,7 @@ def make_init(
     optimizer: optax.GradientTransformation | None,
     batch: Any,
     params_dtype: str | None,
+    stacked: Callable[[Any], Any] | None = None,
 ) -> Callable[[Any], TrainState]:
     """rng -> fresh state. Jitted with the state's shardings, every array is born on its own
     devices.
@@ -264,6 +287,7 @@ def make_init(
         dummy = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
         params, model_state = init(init_rng, dummy)
         params = cast_floating(params, params_dtype)
+        params = params if stacked is None else stacked(params)
         opt_state = None if optimizer is None else optimizer.init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, model_state, state_rng)
 

@@ -17,11 +17,12 @@ from autoshard.layouts import ArrayLayout, Layout
 from autoshard.memory import MemoryEstimate
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
 from autoshard.named_dims import Analysis
+from autoshard.pass_registry import PassRecord
 from autoshard.predicted_collectives import Phase, PredictedCollective, Purpose
 from passes.program import Leaf, Role
 
 FORMAT = "autoshard.plan"
-VERSION = 2
+VERSION = 3
 _HEAVY = ("dot_general", "conv_general_dilated", "gather", "sort", "top_k", "cumsum")
 
 
@@ -72,6 +73,7 @@ class Plan:
       cost: estimates.
       alternatives: what else was considered, best first.
       jax_version: version that traced the program.
+      passes: the passes that the program went through, in order, and what they did.
     """
 
     program: ProgramIdentity
@@ -88,6 +90,20 @@ class Plan:
     cost: CostReport
     alternatives: tuple[Alternative, ...]
     jax_version: str
+    passes: tuple[PassRecord, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The layout alone."""
+        return Layout(
+            mesh=self.mesh,
+            rules=self.rules,
+            zero_stage=self.zero_stage,
+            data_parts=self.data_parts,
+            tensor_parts=self.tensor_parts,
+            arrays=self.arrays,
+            notes=self.notes,
+        )
 
     def explain(self, width: int = 140) -> str:
         """The plan as text: what is sharded how, by which rule, and its estimated cost."""
@@ -252,6 +268,7 @@ def _plain(value: Any) -> Any:
             "compute": _plain(value.compute), "param": _plain(value.param),
             "grad": _plain(value.grad), "opt": _plain(value.opt),
             "rule": value.rule, "why": value.why,
+            **({"parts": list(leaf.parts)} if leaf.parts else {}),
         }  # fmt: skip
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -260,13 +277,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
+
+
 def _spec(data: Any) -> Spec:
     return tuple(tuple(str(part) for part in dim) for dim in data)
 
 
 def _array(row: Mapping[str, Any]) -> ArrayLayout:
     shape = tuple(int(size) for size in row["shape"])
-    leaf = Leaf(str(row["path"]), Role(row["role"]), shape, str(row["dtype"]))
+    parts = tuple(str(path) for path in row.get("parts", ()))
+    leaf = Leaf(str(row["path"]), Role(row["role"]), shape, str(row["dtype"]), parts=parts)
     specs = {name: _spec(row[name]) for name in ("compute", "param", "grad", "opt")}
     dims = tuple(str(name) for name in row["dims"])
     return ArrayLayout(leaf, dims, rule=str(row["rule"]), why=str(row["why"]), **specs)
@@ -314,4 +336,12 @@ def _parse(data: Mapping[str, Any]) -> Plan:
             Alternative(**{**row, "rules": tuple(row["rules"])}) for row in data["alternatives"]
         ),
         jax_version=str(data["jax_version"]),
+        passes=tuple(
+            PassRecord(
+                str(row["name"]),
+                tuple((str(name), _tuples(value)) for name, value in row["fields"]),
+                tuple(str(note) for note in row["notes"]),
+            )
+            for row in data["passes"]
+        ),
     )

@@ -27,12 +27,14 @@ class Wishes:
       task: `train`, `eval` or `function`.
       strict: raise where a primitive has no rule or a rule could be applied only in part.
       memory_limit_bytes: bytes that one device may hold, or None.
+      pins: pairs (named dimension, mesh axis) that passes ask for; the axes serve nothing else.
     """
 
     rules: tuple[RuleSet, ...] = (rule_sets.AUTO,)
     task: str = "train"
     strict: bool = False
     memory_limit_bytes: int | None = None
+    pins: tuple[tuple[str, str], ...] = ()
 
 
 def examine(program: Program) -> Subject:
@@ -70,6 +72,7 @@ def make(
         optimizer_bytes=optimizer_bytes,
         memory_limit_bytes=wishes.memory_limit_bytes,
         platform=target.topology.platform,
+        pins=wishes.pins,
     )
     answer = search(question)
     if wishes.strict and answer.layout.notes:

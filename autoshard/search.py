@@ -19,8 +19,8 @@ from autoshard.mesh_shape import MeshShape
 from autoshard.named_dims import Analysis
 from autoshard.plan import Alternative
 from autoshard.program_flow import ProgramFlow, program_flow
-from autoshard.rule_sets import AUTO, RuleSet, data, logical, redco, zero
-from autoshard.rule_sets.base import TENSOR_AXIS_NAMES, Subject, is_data_axis
+from autoshard.rule_sets import AUTO, RuleSet, data, dims, logical, redco, zero
+from autoshard.rule_sets.base import TENSOR_AXIS_NAMES, Subject, check_axis, is_data_axis
 
 Candidate = tuple[MeshShape, tuple[RuleSet, ...]]
 
@@ -38,6 +38,7 @@ class Question:
       optimizer_bytes: optimizer bytes a device under a layout.
       memory_limit_bytes: bytes that one device may hold, or None.
       platform: of the target.
+      pins: pairs (named dimension, mesh axis) that passes ask for; the axes serve nothing else.
     """
 
     subject: Subject
@@ -48,6 +49,7 @@ class Question:
     optimizer_bytes: Callable[[Layout], int]
     memory_limit_bytes: int | None = None
     platform: str = "cpu"
+    pins: tuple[tuple[str, str], ...] = ()
 
     @functools.cached_property
     def flow(self) -> ProgramFlow:
@@ -78,9 +80,10 @@ class _Costed:
     error: AutoshardError | None = None
 
 
-def _tensor_axes(shape: MeshShape) -> list[str]:
+def _tensor_axes(question: Question, shape: MeshShape) -> list[str]:
     """Axes that `auto` may use for tensor parallelism: by name, else those not for data."""
-    wide = [n for n, s in zip(shape.names, shape.sizes, strict=True) if s > 1]
+    pinned = {axis for _, axis in question.pins}
+    wide = [n for n, s in zip(shape.names, shape.sizes, strict=True) if s > 1 and n not in pinned]
     named = [n for n in wide if n.lower() in TENSOR_AXIS_NAMES]
     return named or [n for n in wide if not is_data_axis(n)]
 
@@ -90,7 +93,7 @@ def _combinations(question: Question, shape: MeshShape) -> Iterator[tuple[RuleSe
     zeros: list[tuple[RuleSet, ...]] = (
         [(), (zero(1),), (zero(2),), (zero(3),)] if question.trains else [()]
     )
-    axes = _tensor_axes(shape)
+    axes = _tensor_axes(question, shape)
     if not (open_mesh and axes):  # on an open mesh this is the same as the shape with model=1
         for stage in zeros:
             yield stage or (data(),)
@@ -104,9 +107,37 @@ def _combinations(question: Question, shape: MeshShape) -> Iterator[tuple[RuleSe
 
 def candidates(question: Question) -> list[Candidate]:
     """All layouts to be costed."""
+    pinned = _pinned(question)
     if question.rules != (AUTO,):
-        return [(shape, question.rules) for shape in question.shapes]
-    return [(shape, rules) for shape in question.shapes for rules in _combinations(question, shape)]
+        return [(shape, (*question.rules, *pinned)) for shape in question.shapes]
+    return [
+        (shape, (*rules, *pinned))
+        for shape in question.shapes
+        for rules in _combinations(question, shape)
+    ]
+
+
+def _pinned(question: Question) -> tuple[RuleSet, ...]:
+    """The rule set of the passes' pins: of dimensions that the program has and that divide.
+
+    The axes are claimed in any case: they shard no batch.
+    """
+    if not question.pins:
+        return ()
+    names = question.subject.names
+
+    def divides(dimension: str, axis: str) -> bool:
+        found = names.find(dimension)
+        return found is not None and all(
+            size % shape.size(axis) == 0 for size in found.sizes for shape in question.shapes
+        )
+
+    for shape in question.shapes:
+        for _, axis in question.pins:
+            check_axis(shape, axis, "a pass")
+    axes = frozenset(axis for _, axis in question.pins)
+    rule = dims(*(pair for pair in question.pins if divides(*pair)))
+    return (dataclasses.replace(rule, name=rule.name or "-", claims=lambda *_: axes),)
 
 
 def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Costed:

@@ -213,7 +213,7 @@ def alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
         atoms: list[Any] = []
         for x, v in zip(eqn.invars, operands, strict=True):
             atom: Any = x
-            if is_literal(x) and v is not x.val:
+            if is_literal(x) and v is not atom.val:
                 atom = Var(x.aval)
                 v = jax.numpy.asarray(v, spec(x).dtype)
             if not is_literal(atom):

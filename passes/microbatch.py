@@ -8,7 +8,7 @@ of sums; see `passes.batch_split`.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class Microbatch:
 
     count: int
     name: str = dataclasses.field(default="microbatch", init=False, repr=False)
+    after_planning: ClassVar[bool] = True
 
     def apply(self, program: Program) -> Program:
         """The same forward program; its gradient is accumulated.

@@ -76,16 +76,22 @@ class Checks:
 
 
 def run_passes(
-    program: Program, passes: Sequence[Pass], checks: Checks | None = None
+    program: Program, passes: Sequence[Pass], checks: Checks | None = None, first: int = 0
 ) -> tuple[Program, tuple[PassReport, ...]]:
     """Apply passes in order.
+
+    Args:
+      program: what to begin with.
+      passes: in order.
+      checks: what follows each.
+      first: passes applied before these, for the numbers of dumps.
 
     Raises:
       PassError: a pass refuses or fails, or breaks the program; it names the pass.
     """
     checks = checks or Checks()
     reports = []
-    for number, one in enumerate(passes, 1):
+    for number, one in enumerate(passes, first + 1):
         if checks.progress is not None:
             checks.progress(one.name)
         before = program

@@ -56,7 +56,7 @@ class StackLayers:
         current = dataclasses.replace(
             program, jaxpr=ir.ClosedJaxpr(ir.live(flat.jaxpr), flat.consts)
         )
-        keys, rolled, refusals = Keys(), 0, []
+        keys, rolled, refusals = Keys(), 0, list[str]()
         while True:
             jaxpr, _ = ir.closed(current.jaxpr)
             parameters = [jaxpr.invars[i] for i in current.with_role(Role.PARAMETER)]

@@ -213,7 +213,7 @@ def _run(jaxpr: ir.Jaxpr, eqns: Sequence[ir.JaxprEqn], env: dict[Any, Any]) -> N
         return
     makes = [x for eqn in eqns for x in eqn.outvars if not ir.is_dropped(x)]
     made = set(makes)
-    reads = list(
+    reads: list[Any] = list(
         dict.fromkeys(x for e in eqns for x in e.invars if not ir.is_literal(x) and x not in made)
     )
     env.update(
