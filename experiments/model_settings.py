@@ -7,11 +7,13 @@ from typing import Any
 import jax
 
 import models
-from experiments.flag_fields import ConfigError, FlagFields, option
+from experiments.flag_fields import ConfigError, option
+from experiments.pass_settings import PassSettings
+from passes.pass_pipeline import Checks
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelSettings(FlagFields):
+class ModelSettings(PassSettings):
     """What is computed and how it is to be sharded; the help of each is its documentation."""
 
     model: str = option(
@@ -52,7 +54,7 @@ class ModelSettings(FlagFields):
     warmup_steps: int | None = option(
         None, "Updates until the peak learning rate. Unset: a tenth of --steps."
     )
-    weight_decay: float = option(0.1, "AdamW's decay of matrices; vectors and scalars have none.")
+    weight_decay: float = option(0.1, "AdamW's decay; biases and scales have none.")
 
     def __post_init__(self) -> None:
         self.check_at_least(1, "steps", "batch_size")
@@ -69,6 +71,7 @@ class ModelSettings(FlagFields):
         if not self.rule_names:
             raise ConfigError("--rules is empty: name a rule set, such as auto or zero3+redco.")
         parse_overrides(self.model_overrides)
+        self.check_passes_settings()
 
     @property
     def rule_names(self) -> tuple[str, ...]:
@@ -110,6 +113,11 @@ def batch_specs(config: ModelSettings, spec: models.ModelSpec) -> dict[str, jax.
         return dict(spec.example_batch(config.batch_size, config.seq_len))
     except ValueError as error:
         raise ConfigError(f"Model {config.model!r}: {error}") from error
+
+
+def pass_checks(config: ModelSettings) -> Checks:
+    """What follows each pass."""
+    return Checks(compare=config.check_passes, dump_to=config.dump_passes_to or None)
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

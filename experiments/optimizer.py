@@ -27,17 +27,22 @@ def learning_rate_schedule(config: ModelSettings) -> optax.Schedule:
 
 
 def make_optimizer(config: ModelSettings) -> optax.GradientTransformation:
-    """AdamW; only arrays of two or more dimensions decay, gradients are clipped by global norm."""
+    """AdamW; biases and scales do not decay, gradients are clipped by their global norm."""
     return optax.chain(
         optax.clip_by_global_norm(CLIP_NORM),
         optax.adamw(
             learning_rate_schedule(config),
             b2=0.95,
             weight_decay=config.weight_decay,
-            mask=_is_matrix,
+            mask=_decays,
         ),
     )
 
 
-def _is_matrix(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+def _decays(params: Any) -> Any:
+    # By name, not by rank: stacked over layers, a bias has two dimensions.
+    def one(path: Any, _: Any) -> bool:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return name not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(one, params)

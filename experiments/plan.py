@@ -35,7 +35,7 @@ from autoshard.html_report.single import TRACE_FILE
 from autoshard.report_file import is_report, load_report, save_report
 from experiments import devices, flag_fields
 from experiments.flag_fields import ConfigError, define_flags, from_flags
-from experiments.model_settings import batch_specs, model_spec
+from experiments.model_settings import batch_specs, model_spec, pass_checks
 from experiments.optimizer import make_optimizer
 from experiments.plan_config import PlanConfig
 from experiments.waiting import Waiter
@@ -92,13 +92,15 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
     with waiter.phase(f"planning {spec.name} for {topology}"):
         compiled: Any = autoshard.compile(
             spec.build(),
-            f"{topology} {mesh}".strip(),
+            f"{topology} {config.mesh_with_stages or mesh}".strip(),
             batch=batch_specs(config, spec),
             optimizer=make_optimizer(config),
             rules=list(config.rule_names),
             dtype=config.dtype or None,
             strict=config.strict,
             plan=given,
+            passes=config.pass_names or None,
+            pass_checks=pass_checks(config),
         )
     with waiter.phase(f"compiling and simulating, mesh {compiled.plan.mesh.shape}") as tick:
         report = compiled.compile_report(

@@ -55,12 +55,12 @@ def start_state(
         reporter.note(f"{checkpoints.directory} holds no checkpoint yet: starting a new run")
         return 0, _fresh(config, compiled, reporter)
     with reporter.phase("restoring"):
-        restored = checkpoints.restore(compiled.abstract_state, config.resume_step)
+        restored = checkpoints.restore(compiled.abstract_user_state, config.resume_step)
     saved = _position(restored, checkpoints)
     _check_data(config, dataset, saved, restored.step)
     stream.set_state(saved["iterator"])
     _tell(config, compiled, restored, saved["config"], reporter)
-    return restored.step, restored.state
+    return restored.step, compiled.from_user_state(restored.state)
 
 
 def _fresh(config: TrainConfig, compiled: Any, reporter: Reporter) -> Any:

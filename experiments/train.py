@@ -35,7 +35,7 @@ from experiments.data import BatchStream, Dataset
 from experiments.flag_fields import ConfigError, define_flags, from_flags
 from experiments.interrupts import stop_on_signals
 from experiments.metrics import CURVE, MetricsWriter, draw_loss_curve
-from experiments.model_settings import batch_specs, model_spec
+from experiments.model_settings import batch_specs, model_spec, pass_checks
 from experiments.optimizer import make_optimizer
 from experiments.progress import make_reporter
 from experiments.resume import open_checkpoints, start_state
@@ -51,7 +51,7 @@ def run(config: TrainConfig) -> Outcome:
     Raises:
       AutoshardError: a setting cannot work, or training diverged.
     """
-    devices.force_host_devices(config.mesh)
+    devices.force_host_devices(config.mesh_with_stages)
     spec = model_spec(config)
     dataset = make_dataset(config, spec)
     reporter = make_reporter(config.steps, dataset.unit, config.log_every)
@@ -94,13 +94,15 @@ def compile_model(config: TrainConfig, spec: models.ModelSpec) -> Any:
     rules: Sequence[str] | str = config.rule_names
     return autoshard.compile(
         spec.build(),
-        devices.make_mesh(config.mesh),
+        devices.make_mesh(config.mesh_with_stages),
         batch=batch_specs(config, spec),
         optimizer=make_optimizer(config),
         rules=rules[0] if len(rules) == 1 else list(rules),
         dtype=config.dtype or None,
         strict=config.strict,
         plan=config.plan or None,
+        passes=config.pass_names or None,
+        pass_checks=pass_checks(config),
     )
 
 

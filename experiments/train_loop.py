@@ -186,8 +186,9 @@ def save(run: Run, state: Any, step: int) -> None:
     """Starts a checkpoint of `step`, of which all steps must have been checked."""
     if run.checkpoints is None:
         return
+    saved = run.compiled.to_user_state(state)
     started = run.checkpoints.save(
-        step, state, data_state=position(run), plan=run.compiled.plan.to_json(), force=True
+        step, saved, data_state=position(run), plan=run.compiled.plan.to_json(), force=True
     )
     if started:
         run.reporter.note(f"step {step}: saving a checkpoint in {run.checkpoints.directory}")

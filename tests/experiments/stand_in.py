@@ -89,6 +89,16 @@ class StandIn:
             shapes,
         )
 
+    @property
+    def abstract_user_state(self) -> TrainState:
+        return self.abstract_state
+
+    def to_user_state(self, state: TrainState) -> TrainState:
+        return state
+
+    def from_user_state(self, state: TrainState) -> TrainState:
+        return state
+
     def init(self, rng: jax.Array, batch: Any = None) -> TrainState:
         return jax.device_put(_new(rng), jax.tree.map(lambda x: x.sharding, self.abstract_state))
 
