@@ -139,7 +139,10 @@ class ExpertMLP(nnx.Module):
         x = x.astype(dtype).reshape(batch, seq_len // tokens, tokens, width)
         # Close scores decide where a token goes: half precision would toss a coin.
         logits = jnp.einsum(
-            "bngd,de->bnge", x.astype(jnp.float32), self.router_kernel[...].astype(jnp.float32)
+            "bngd,de->bnge",
+            x.astype(jnp.float32),
+            self.router_kernel[...].astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
         )
         chosen, weights = choose_experts(logits, cfg.experts_per_token)
         place = places(chosen, cfg.capacity(tokens)).astype(dtype)
