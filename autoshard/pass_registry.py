@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from autoshard.errors import PassError
+from passes.constrain import Constrain
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import Pass
 from passes.stack_layers import StackLayers
@@ -15,6 +16,7 @@ from passes.stack_layers import StackLayers
 CLASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
         "stack_layers": StackLayers,
+        "constrain": Constrain,
         "microbatch": Microbatch,
     }
 )

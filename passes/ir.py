@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,
+    DebugInfo,
+    DropVar,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    jaxpr_as_fun,
+)
 
 __all__ = [
     "CALLS",
@@ -53,6 +62,8 @@ CALLS: dict[str, str] = {
     "custom_lin": "call_jaxpr",
     "shard_alike": "jaxpr",
 }
+
+_ALONE = DebugInfo("pass", "an equation alone", None, None)
 
 # The names that `jax.checkpoint` has had.
 CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
@@ -220,7 +231,7 @@ def alone(eqn: JaxprEqn) -> Callable[..., list[Any]]:
                 value[atom] = v
             atoms.append(atom)
         changed = eqn.replace(invars=atoms)
-        jaxpr = Jaxpr((), list(value), list(eqn.outvars), [changed], eqn.effects)
+        jaxpr = Jaxpr((), list(value), list(eqn.outvars), [changed], eqn.effects, _ALONE)
         return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*value.values())
 
     return run

@@ -23,6 +23,7 @@ from passes.inline_calls import inline_calls
 from passes.program import Leaf, Program, Role
 from passes.stacking.find import find_loop
 from passes.stacking.keys import Keys
+from passes.stacking.lift_literals import lift_literals
 from passes.stacking.roll import Rolled, roll
 from passes.stacking.unify import Loop
 
@@ -52,7 +53,7 @@ class StackLayers:
         effects = _first_effect(program)
         if effects:
             return self._refused(program, f"it has effects whose order must stay ({effects})")
-        flat = inline_calls(program.jaxpr)
+        flat = lift_literals(inline_calls(program.jaxpr))
         current = dataclasses.replace(
             program, jaxpr=ir.ClosedJaxpr(ir.live(flat.jaxpr), flat.consts)
         )
@@ -60,7 +61,12 @@ class StackLayers:
         while True:
             jaxpr, _ = ir.closed(current.jaxpr)
             parameters = [jaxpr.invars[i] for i in current.with_role(Role.PARAMETER)]
-            found = find_loop(jaxpr, parameters, self.least, keys)
+            data = [
+                var
+                for var, leaf in zip(jaxpr.invars, current.inputs, strict=True)
+                if leaf.role is Role.BATCH and "float" in leaf.dtype
+            ]
+            found = find_loop(jaxpr, parameters, data, self.least, keys)
             refusals += found.refusals[:1]
             if found.loop is None:
                 break

@@ -28,16 +28,23 @@ class Found:
     refusals: tuple[str, ...]
 
 
-def find_loop(jaxpr: ir.Jaxpr, parameters: Sequence[ir.Var], least: int, keys: Keys) -> Found:
+def find_loop(
+    jaxpr: ir.Jaxpr,
+    parameters: Sequence[ir.Var],
+    data: Sequence[ir.Var],
+    least: int,
+    keys: Keys,
+) -> Found:
     """Look for layers in a program without plain calls.
 
     Args:
       jaxpr: the program.
       parameters: variables of its parameters.
+      data: variables of what the first layer may read directly, such as an image.
       least: layers that a loop must have.
       keys: of equations.
     """
-    depends = dependent(jaxpr, parameters)
+    depends = dependent(jaxpr, (*parameters, *data))
     order = layer_order(jaxpr, depends)
     repeats = find_repeats([keys.number(eqn) for eqn in order], least)
     around = Surroundings(
@@ -70,8 +77,12 @@ def find_loop(jaxpr: ir.Jaxpr, parameters: Sequence[ir.Var], least: int, keys: K
 
 
 def _pays(loop: Loop) -> bool:
-    """Whether a loop does more than add things up: it must contain a product of matrices."""
-    return any(eqn.primitive.name in _HEAVY for first in loop.eqns for eqn in _with_nested(first))
+    """Whether a loop is a chain of layers: products of matrices, each after the one before.
+
+    Products side by side (query, key and value of one layer) are alike, too, and better left so.
+    """
+    inside = (eqn for first in loop.eqns for eqn in _with_nested(first))
+    return bool(loop.carries) and any(eqn.primitive.name in _HEAVY for eqn in inside)
 
 
 def _with_nested(eqn: ir.JaxprEqn) -> Iterator[ir.JaxprEqn]:

@@ -42,8 +42,9 @@ class Keys:
         operands = tuple((str(x.aval), ir.is_literal(x)) for x in eqn.invars)
         results = tuple(str(x.aval) for x in eqn.outvars)
         if name in CUSTOM:
-            rule = ir.reverse_rule(eqn)
-            return name, operands, results, tuple(self._jaxpr(x) for x in rule)
+            # Custom derivatives inside show in the traced backward.
+            rule = tuple(str(x.jaxpr) for x in ir.reverse_rule(eqn))
+            return name, operands, results, rule
         if name == "name":
             return name, operands, re.sub(r"\d+", "*", str(eqn.params["name"]))
         params = tuple(

@@ -16,7 +16,7 @@ def dependent(jaxpr: ir.Jaxpr, sources: Sequence[ir.Var]) -> set[ir.Var]:
 
 
 def layer_order(jaxpr: ir.Jaxpr, dependent_vars: set[ir.Var]) -> list[ir.JaxprEqn]:
-    """The equations that depend on parameters, depth first from the results.
+    """The equations that depend on parameters or data, depth first from the results.
 
     Of an equation's operands the deepest comes first: the residual stream before what is added to
     it, and what belongs to one layer before the next layer. Equal layers come out in equal order.
