@@ -85,12 +85,17 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
     """
     mesh = split_into_primes(shape)
     axis_rules = tuple(pair for rule in rules for pair in rule.axis_rules)
+    reserved = frozenset(axis for rule in rules for axis in rule.reserves)
     claimed = {axis for rule in rules for axis in rule.claims(subject, shape, axis_rules)}
     context = RuleContext(
         subject=subject,
         mesh=mesh,
-        data_parts=tuple(p for axis in shape.names if axis not in claimed for p in mesh.of(axis)),
-        tensor_parts=tuple(p for axis in shape.names if axis in claimed for p in mesh.of(axis)),
+        data_parts=tuple(
+            p for axis in shape.names if axis not in claimed | reserved for p in mesh.of(axis)
+        ),
+        tensor_parts=tuple(
+            p for axis in shape.names if axis in claimed - reserved for p in mesh.of(axis)
+        ),
         axis_rules=axis_rules,
     )
     decided = [rule.decide(context) for rule in rules]

@@ -11,10 +11,14 @@ from autoshard.errors import PassError
 from passes.constrain import Constrain
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import Pass
+from passes.precision import MixedPrecision
+from passes.simplify import Simplify
 from passes.stack_layers import StackLayers
 
 CLASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
+        "simplify": Simplify,
+        "precision": MixedPrecision,
         "stack_layers": StackLayers,
         "constrain": Constrain,
         "microbatch": Microbatch,

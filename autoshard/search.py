@@ -120,7 +120,7 @@ def candidates(question: Question) -> list[Candidate]:
 def _pinned(question: Question) -> tuple[RuleSet, ...]:
     """The rule set of the passes' pins: of dimensions that the program has and that divide.
 
-    The axes are claimed in any case: they shard no batch.
+    The axes are reserved in any case: they shard neither the batch nor anything else.
     """
     if not question.pins:
         return ()
@@ -137,7 +137,7 @@ def _pinned(question: Question) -> tuple[RuleSet, ...]:
             check_axis(shape, axis, "a pass")
     axes = frozenset(axis for _, axis in question.pins)
     rule = dims(*(pair for pair in question.pins if divides(*pair)))
-    return (dataclasses.replace(rule, name=rule.name or "-", claims=lambda *_: axes),)
+    return (RuleSet(rule.name or "passes", rule.decide, axis_rules=rule.axis_rules, reserves=axes),)
 
 
 def _cost(question: Question, shape: MeshShape, rules: Sequence[RuleSet]) -> _Costed:

@@ -39,10 +39,12 @@ class Evaluator:
       batch: the split.
       total: the whole of a sum that depends on no parameter, known before the parts run; None
         inside loops and regions, where it is not known.
+      derives: whether results will be differentiated; not inside a custom derivative's rule.
     """
 
     batch: Batch
     total: Total | None = None
+    derives: bool = True
 
     def run(self, jaxpr: ir.Jaxpr, consts: Sequence[Any], operands: Sequence[Value]) -> list[Value]:
         """The results of a program in this part.
@@ -72,7 +74,7 @@ class Evaluator:
         name = eqn.primitive.name
         try:
             called = ir.callee(eqn)
-            if called is not None and name in _INLINED:
+            if called is not None and (name in _INLINED or name in _CUSTOM and not self.derives):
                 return self.run(ir.inlined(called[0], eqn), called[1], values)
             if all(x.is_whole for x in values) and not _has_random_bits(eqn):
                 return self._whole(eqn, values)
@@ -157,7 +159,7 @@ class Evaluator:
 
     def _custom(self, eqn: ir.JaxprEqn, values: Sequence[Value]) -> list[Value]:
         forward, backward = ir.reverse_rule(eqn)
-        inside = dataclasses.replace(self, total=None)
+        inside = dataclasses.replace(self, total=None, derives=False)
         count = len(eqn.outvars)
         shapes: list[Value] = []
         differentiable = [jnp.issubdtype(ir.spec(x).dtype, jnp.inexact) for x in eqn.invars]

@@ -106,6 +106,7 @@ class RuleSet:
       zero_stage: 1 shards optimizer state over the data axes, 2 gradients too, 3 parameters too
         ("ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5).
       axis_rules: pairs (name of a dimension, axis) that this value adds to the context.
+      reserves: axes that serve nothing but what this rule set decides.
     """
 
     name: str
@@ -113,6 +114,7 @@ class RuleSet:
     claims: Callable[[Subject, MeshShape, AxisRules], frozenset[str]] = _claims_nothing
     zero_stage: int = 0
     axis_rules: AxisRules = ()
+    reserves: frozenset[str] = frozenset()
 
 
 def is_data_axis(name: str) -> bool:
