@@ -1,0 +1,175 @@
+"""Optimizer state in host memory, streamed through the device layer by layer.
+
+plan_offload    which state lives on the host, and how it is cut into pieces
+state_memories  the state's shardings, in those memories
+make_update     gradients, state, parameters -> parameters, state: `passes.host_stream`
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+
+from autoshard.adapters import path_name
+from passes.host_stream import DEVICE, HOST, Cut, Stream, cut_of, in_memory, streamed
+
+DEFAULT_LEAST_BYTES = 1 << 20
+DEFAULT_PIECE_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Offload:
+    """Which of an optimizer's state lives on the host.
+
+    Attributes:
+      mirrors: for each array of the state, the position of the parameter whose shape it has, among
+        the tree's leaves; None for counts and the like.
+      cuts: for each parameter, how it, its gradient and its state are cut; None where its state
+        stays on the device.
+      loops: positions of the parameters that are updated in one loop; loops follow one another.
+      host_bytes: of state on the host, of each device's share.
+      device_bytes: at most so much of that is on a device at once, before and after its update.
+    """
+
+    mirrors: tuple[int | None, ...]
+    cuts: tuple[Cut | None, ...]
+    loops: tuple[tuple[int, ...], ...]
+    host_bytes: int
+    device_bytes: int
+
+    @property
+    def on_host(self) -> tuple[bool, ...]:
+        """For each array of the state, whether it lives on the host."""
+        return tuple(i is not None and self.cuts[i] is not None for i in self.mirrors)
+
+
+def mirrored_parameters(opt_state: Any, params: Any) -> tuple[int | None, ...]:
+    """For each array of the state, the position of the parameter that it belongs to.
+
+    It does if its path ends with the parameter's and the shapes are equal.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    by_path = {path_name(path): (i, tuple(leaf.shape)) for i, (path, leaf) in enumerate(leaves)}
+    found: list[int | None] = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        names = path_name(path).split("/")
+        suffixes = ("/".join(names[start:]) for start in range(len(names)))
+        position, shape = next((by_path[s] for s in suffixes if s in by_path), (None, None))
+        found.append(position if shape == tuple(leaf.shape) else None)
+    return tuple(found)
+
+
+def plan_offload(
+    params: Any,
+    opt_state: Any,
+    shardings: Any,
+    stacked: Sequence[bool],
+    *,
+    least_bytes: int = DEFAULT_LEAST_BYTES,
+    piece_bytes: int = DEFAULT_PIECE_BYTES,
+) -> Offload:
+    """State of large parameters goes to the host, that of small ones and counts stays.
+
+    A stack is cut into its layers, if those are not sharded over devices. Anything else is cut into
+    the fewest pieces of at most `piece_bytes`, along a dimension that is whole on each device.
+
+    Args:
+      params: the parameters, abstract.
+      opt_state: the optimizer's state, abstract.
+      shardings: of the state, `NamedSharding`s.
+      stacked: for each parameter, whether its leading dimension is that of layers.
+      least_bytes: on a device, below which the state of a parameter stays there.
+      piece_bytes: on a device, the most that one array's piece should have.
+    """
+    mirrors = mirrored_parameters(opt_state, params)
+    arrays: list[list[tuple[Any, Sequence[int]]]] = [[] for _ in stacked]
+    leaves, places = jax.tree.leaves(opt_state), jax.tree.leaves(shardings)
+    for position, leaf, place in zip(mirrors, leaves, places, strict=True):
+        if position is not None:
+            arrays[position].append((leaf, place.shard_shape(tuple(leaf.shape))))
+    cuts: list[Cut | None] = []
+    loops: dict[Any, list[int]] = {}
+    sizes = [sum(math.prod(local) * x.dtype.itemsize for x, local in own) for own in arrays]
+    for position, (own, size) in enumerate(zip(arrays, sizes, strict=True)):
+        cut = None
+        if size >= least_bytes:
+            leaf, local = own[0]
+            layers = stacked[position] and len(local) > 1 and local[0] == leaf.shape[0]
+            whole = cut_of(leaf.shape, local, leaf.dtype.itemsize, piece_bytes)
+            cut = Cut(0, leaf.shape[0]) if layers else whole
+            loops.setdefault(cut if layers else position, []).append(position)
+        cuts.append(cut)
+    in_flight = [sum(2 * sizes[i] // _count(cuts[i]) for i in loop) for loop in loops.values()]
+    return Offload(
+        mirrors=mirrors,
+        cuts=tuple(cuts),
+        loops=tuple(map(tuple, loops.values())),
+        host_bytes=sum(sizes[i] for loop in loops.values() for i in loop),
+        device_bytes=max(in_flight, default=0),
+    )
+
+
+def _count(cut: Cut | None) -> int:
+    return 1 if cut is None else cut.count
+
+
+def state_memories(shardings: Any, offload: Offload) -> Any:
+    """The shardings of the state, each in the memory where its array lives."""
+    leaves, structure = jax.tree.flatten(shardings)
+    kinds = [HOST if host else DEVICE for host in offload.on_host]
+    return jax.tree.unflatten(structure, map(in_memory, leaves, kinds))
+
+
+def on_device(shardings: Any) -> Any:
+    """Any tree of shardings, in the memory of the device: what all other arguments need."""
+    return jax.tree.map(
+        lambda s: in_memory(s, DEVICE) if isinstance(s, NamedSharding) else s, shardings
+    )
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, offload: Offload
+) -> Callable[..., tuple[Any, Any]]:
+    """(gradients, state, parameters, **scalars) -> (parameters, state), as optax would make them.
+
+    To be called under `jax.jit` with the state donated. Parameters that share a number of layers
+    are updated in one loop, then the others one after another.
+
+    Raises (when traced):
+      PassError: the optimizer does not update a parameter of the plan element by element.
+    """
+    update = optax.with_extra_args_support(optimizer).update
+
+    def whole(gradients: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> Any:
+        updates, state = update(gradients, state, params, grad=gradients, **extra)
+        return optax.apply_updates(params, updates), state
+
+    def run(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        arguments = (gradients, state, params, extra)
+        specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        program, shapes = jax.make_jaxpr(whole, return_shape=True)(*specs)
+        function = streamed(program, _groups(offload, params))
+        results = function(*jax.tree.leaves(arguments))
+        made: tuple[Any, Any] = jax.tree.unflatten(jax.tree.structure(shapes), results)
+        return made
+
+    return run
+
+
+def _groups(offload: Offload, params: Any) -> list[list[Stream]]:
+    """Streams by loop; positions are those of `make_update`'s program."""
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    count, states = len(paths), len(offload.mirrors)
+
+    def stream(position: int) -> Stream:
+        own = [j for j, mirrored in enumerate(offload.mirrors) if mirrored == position]
+        replaced = [(count + states + position, position), *((count + j, count + j) for j in own)]
+        cut = offload.cuts[position]
+        assert cut is not None
+        return Stream(paths[position], cut, (position,), tuple(replaced))
+
+    return [[stream(position) for position in loop] for loop in offload.loops]
