@@ -1,0 +1,184 @@
+"""A chunk of queries against a chunk of keys, tile by tile, so that memory stays linear."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from passes.attention.arrays import (
+    Arrays,
+    add_rows,
+    both_dims,
+    cut,
+    key_dims,
+    put,
+    query_dims,
+    sums,
+)
+from passes.attention.block import Block, Saved, State
+from passes.attention.pattern import Attention
+
+
+def tile_size(length: int, most: int) -> int:
+    """The greatest divisor of a length up to `most`; the least above it where there is only one."""
+    if length <= most:
+        return length
+    divisors = [d for d in range(1, length + 1) if length % d == 0]
+    below = max(d for d in divisors if d <= most)
+    return below if 4 * below >= most else min(d for d in divisors if d > most)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A chunk of queries and a chunk of keys.
+
+    Attributes:
+      arrays: their rows; of `both`, rows and columns.
+      starts: position of the first query, key (and head), by the scores' dimension.
+      apart: position of the first query less that of the first key, where it is known when the
+        program is compiled; then tiles outside of the band are left out.
+    """
+
+    arrays: Arrays
+    starts: Mapping[int, Any]
+    apart: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How chunks are computed.
+
+    Attributes:
+      attention: which.
+      block: the work of one tile.
+      most: the greatest number of positions along the side of a tile.
+    """
+
+    attention: Attention
+    block: Block
+    most: int
+
+    def forward(self, pair: Pair, state: State) -> State:
+        """The state of a chunk of queries after a chunk of keys."""
+        sizes = self._sizes(pair)
+        places = self._places(pair, sizes)
+        if len(places) == 1 and sizes == self._lengths(pair):
+            return self.block.forward(self.attention, pair.arrays, pair.starts, state)
+
+        def step(state: State, place: Any) -> tuple[State, None]:
+            arrays, starts = self._tile(pair, sizes, place)
+            at = place[0] * sizes[0]
+            part = self.state_rows(state, at, sizes[0])
+            new = self.block.forward(self.attention, arrays, starts, part)
+            return self.with_rows(state, new, at), None
+
+        if not places:
+            return state
+        state, _ = jax.lax.scan(step, state, jnp.asarray(np.array(places, np.int32)))
+        return state
+
+    def backward(self, pair: Pair, saved: Saved) -> Arrays:
+        """Gradients of the chunks, in float32 or wider."""
+        sizes = self._sizes(pair)
+        places = self._places(pair, sizes)
+        given = pair.arrays
+        zeros = Arrays(sums(given.queries), sums(given.keys), sums(given.both), sums(given.neither))
+
+        def step(total: Arrays, place: Any) -> tuple[Arrays, None]:
+            arrays, starts = self._tile(pair, sizes, place)
+            rows = self.saved_rows(saved, place[0] * sizes[0], sizes[0])
+            found = self.block.backward(self.attention, arrays, starts, rows)
+            return self._added(total, found, place, sizes), None
+
+        if not places:
+            return zeros
+        if len(places) == 1 and sizes == self._lengths(pair):
+            return step(zeros, (0, 0))[0]
+        total, _ = jax.lax.scan(step, zeros, jnp.asarray(np.array(places, np.int32)))
+        return total
+
+    def _lengths(self, pair: Pair) -> tuple[int, int]:
+        a = self.attention
+        return pair.arrays.queries[0].shape[a.query_dim], pair.arrays.keys[0].shape[a.key_dim]
+
+    def _sizes(self, pair: Pair) -> tuple[int, int]:
+        queries, keys = self._lengths(pair)
+        return tile_size(queries, self.most), tile_size(keys, self.most)
+
+    def _places(self, pair: Pair, sizes: tuple[int, int]) -> list[tuple[int, int]]:
+        counts = [n // s for n, s in zip(self._lengths(pair), sizes, strict=True)]
+        every = itertools.product(range(counts[0]), range(counts[1]))
+        if pair.apart is None:
+            return list(every)
+        kept = []
+        for a, b in every:
+            first = pair.apart + a * sizes[0] - b * sizes[1]
+            if self.attention.band.meets(first - sizes[1] + 1, first + sizes[0] - 1):
+                kept.append((a, b))
+        return kept
+
+    def _tile(
+        self, pair: Pair, sizes: tuple[int, int], place: Any
+    ) -> tuple[Arrays, Mapping[int, Any]]:
+        a = self.attention
+        at = [place[0] * sizes[0], place[1] * sizes[1]]
+        rows = [cut(pair.arrays.both, [d[0] for d in both_dims(a)], at[0], sizes[0])]
+        arrays = Arrays(
+            cut(pair.arrays.queries, query_dims(a), at[0], sizes[0]),
+            cut(pair.arrays.keys, key_dims(a), at[1], sizes[1]),
+            cut(rows[0], [d[1] for d in both_dims(a)], at[1], sizes[1]),
+            pair.arrays.neither,
+        )
+        steps = a.steps
+        moved = {steps.query: at[0], steps.key: at[1]}
+        return arrays, {d: start + moved.get(d, 0) for d, start in pair.starts.items()}
+
+    def _row_dims(self) -> tuple[int, int]:
+        return self.attention.result_dim, self.attention.steps.query
+
+    def state_rows(self, state: State, at: Any, size: int) -> State:
+        """The state of `size` queries from `at` on."""
+        wide, row = self._row_dims()
+        dims = (wide, row, row)
+        return State(*cut((state.values, state.greatest, state.total), dims, at, size))
+
+    def with_rows(self, state: State, new: State, at: Any) -> State:
+        """The state with that of some queries replaced."""
+        wide, row = self._row_dims()
+        return State(
+            put(state.values, new.values, at, wide),
+            put(state.greatest, new.greatest, at, row),
+            put(state.total, new.total, at, row),
+        )
+
+    def saved_rows(self, saved: Saved, at: Any, size: int) -> Saved:
+        """What is saved of `size` queries from `at` on."""
+        wide, row = self._row_dims()
+        arrays = (saved.cotangent, saved.greatest, saved.total, saved.inner)
+        return Saved(*cut(arrays, (wide, row, row, row), at, size))
+
+    def _added(self, total: Arrays, found: Arrays, place: Any, sizes: tuple[int, int]) -> Arrays:
+        a = self.attention
+        at = [place[0] * sizes[0], place[1] * sizes[1]]
+        both = []
+        for whole, part, dims in zip(total.both, found.both, both_dims(a), strict=True):
+            if whole is not None:
+                start: list[Any] = [0] * whole.ndim
+                start[dims[0]], start[dims[1]] = at
+                start = [jnp.asarray(x, jnp.int32) for x in start]
+                whole = jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), start)
+            both.append(whole)
+        neither = tuple(
+            None if whole is None else whole + part.astype(whole.dtype)
+            for whole, part in zip(total.neither, found.neither, strict=True)
+        )
+        return Arrays(
+            add_rows(total.queries, found.queries, query_dims(a), at[0]),
+            add_rows(total.keys, found.keys, key_dims(a), at[1]),
+            tuple(both),
+            neither,
+        )
