@@ -41,15 +41,18 @@ _ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How an array is cut into pieces of one size, its rank kept.
+    """How an array is cut into pieces of one size.
 
     Attributes:
       dim: along which dimension.
-      count: number of pieces; divides the dimension.
+      count: number of pieces.
+      shards: over how many devices the dimension is sharded: each cuts its own part, so that
+        `shards * count` divides the dimension.
     """
 
     dim: int
     count: int
+    shards: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +151,10 @@ def _run_group(
 
     `last`: what the loop before made; this one begins after that is there.
     """
-    reads = [arrays[i] for s in group for i in s.reads]
+    reads = [_opened(arrays[i], s.cut) for s in group for i in s.reads]
+    held = [_opened(arrays[i], s.cut) for s in group for i, _ in s.replaced]
     if last:
         reads, _ = lax.optimization_barrier((reads, list(last)))
-    held = [arrays[i] for s in group for i, _ in s.replaced]
     cuts = [s.cut for s in group for _ in s.replaced]
     (count,) = {s.cut.count for s in group}
 
@@ -166,18 +169,24 @@ def _run_group(
 
     with jax.named_scope(f"stream:{group[0].name}"):
         results = lax.fori_loop(0, count, body, held)
-    outputs = [output for s in group for _, output in s.replaced]
-    return dict(zip(outputs, results, strict=True))
+    outputs = [(i, output) for s in group for i, output in s.replaced]
+    return {
+        output: lax.reshape(x, arrays[i].shape)
+        for (i, output), x in zip(outputs, results, strict=True)
+    }
 
 
-def _size(array: Any, cut: Cut) -> int:
-    return int(array.shape[cut.dim] // cut.count)
+def _opened(array: Any, cut: Cut) -> Any:
+    """The array with the dimension that is cut split into (shards, what each shard has)."""
+    shape = list(array.shape)
+    size = shape[cut.dim] // cut.shards
+    return lax.reshape(array, (*shape[: cut.dim], cut.shards, size, *shape[cut.dim + 1 :]))
 
 
 def _fetched(array: Any, cut: Cut, index: Any) -> Any:
     """Piece `index` of an array, on the device."""
-    size = _size(array, cut)
-    piece = lax.dynamic_slice_in_dim(array, index * size, size, cut.dim)
+    size = array.shape[cut.dim + 1] // cut.count
+    piece = lax.dynamic_slice_in_dim(array, index * size, size, cut.dim + 1)
     return jax.device_put(piece, jax.memory.Space.Device) if is_on_host(array) else piece
 
 
@@ -185,7 +194,8 @@ def _put(array: Any, piece: Any, cut: Cut, index: Any) -> Any:
     """The array with a new piece, in the memory where it was."""
     if is_on_host(array):
         piece = jax.device_put(piece, jax.memory.Space.Host)
-    return lax.dynamic_update_slice_in_dim(array, piece, index * _size(array, cut), cut.dim)
+    start = index * (array.shape[cut.dim + 1] // cut.count)
+    return lax.dynamic_update_slice_in_dim(array, piece, start, cut.dim + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,10 +316,11 @@ def _refusal(stream: Stream, why: str) -> str:
 def cut_of(
     shape: Sequence[int], local_shape: Sequence[int], itemsize: int, piece_bytes: int
 ) -> Cut:
-    """The fewest pieces of at most `piece_bytes` on a device, along a dimension not sharded.
+    """The fewest pieces of at most `piece_bytes` on a device, but two.
 
-    Pieces of the last two dimensions are multiples of 128, since that is how a TPU tiles them. One
-    piece, where no dimension will do.
+    Along the first dimension that will do, those that are not sharded first. A TPU tiles the last
+    two: it cannot update a part of the last one on the host, and pieces of the one before are
+    multiples of 32. Where none will do, the most pieces that there can be.
 
     Args:
       shape: of the array.
@@ -317,12 +328,18 @@ def cut_of(
       itemsize: bytes an element.
       piece_bytes: wished for.
     """
-    least = -(-math.prod(local_shape) * itemsize // piece_bytes)
-    for dim, size in enumerate(shape):
-        if local_shape[dim] != size:
+    wished = -(-math.prod(local_shape) * itemsize // piece_bytes)
+    dims = sorted(range(len(shape) - 1), key=lambda dim: local_shape[dim] != shape[dim])
+    best = Cut(0, 1)
+    for dim in dims:
+        size, local = shape[dim], local_shape[dim]
+        tile = 1 if dim < len(shape) - 2 else 32
+        counts = [c for c in range(2, local + 1) if local % (c * tile) == 0]
+        if size % local or not counts:
             continue
-        tile = 1 if dim < len(shape) - 2 else 128
-        counts = [c for c in range(least, size + 1) if size % (c * tile) == 0]
-        if counts:
-            return Cut(dim, counts[0])
-    return Cut(0, 1)
+        count = next((c for c in counts if c >= wished), counts[-1])
+        if count >= wished:
+            return Cut(dim, count, size // local)
+        if count > best.count:
+            best = Cut(dim, count, size // local)
+    return best
