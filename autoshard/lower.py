@@ -7,6 +7,7 @@ that the partitioner reduces and scatters instead of all-reducing at full size.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from autoshard.plan import Plan
 from autoshard.precision import cast_floating
 from autoshard.state import TrainState
 from autoshard.trace import TracedModel
-from passes.lazy_inputs import with_lazy_inputs
+from passes.accumulate import accumulated, whole_function
 from passes.program import Role
 
 
@@ -170,7 +171,7 @@ def _gathers(traced: TracedModel, shardings: Shardings) -> list[ParameterGather 
         for tree in (shardings.state.params, shardings.compute, shardings.gradient)
     )
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(traced.params)]
-    gathers: list[ParameterGather | None] = [None] * len(traced.program.inputs)
+    gathers: list[ParameterGather | None] = [None] * len(traced.program.whole_inputs)
     for position, (path, s, u, g) in enumerate(zip(paths, stored, used, gradient, strict=True)):
         if s != u:
             gathers[position] = ParameterGather(path, s.mesh, s.spec, u.spec, g.spec)
@@ -181,7 +182,7 @@ def forward_function(
     traced: TracedModel, shardings: Shardings
 ) -> Callable[..., tuple[Any, Any, Any]]:
     """(params, model_state, batch, rng) -> (loss, model state, metrics), by the traced program."""
-    function = with_lazy_inputs(traced.program.jaxpr, _gathers(traced, shardings))
+    function = whole_function(traced.program, _gathers(traced, shardings))
 
     def forward(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, Any, Any]:
         outputs = function(*jax.tree.leaves((params, model_state, batch)), rng)
@@ -192,7 +193,7 @@ def forward_function(
 
 def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
     """(params, model_state, batch, rng) -> ((loss, (model state, metrics)), gradients)."""
-    if traced.program.gradient is not None:
+    if traced.program.gradient is not None or traced.program.split is not None:
         return _gradient_by_rule(traced, shardings)
     forward = forward_function(traced, shardings)
 
@@ -208,10 +209,9 @@ def make_gradient(traced: TracedModel, shardings: Shardings) -> Callable[..., An
 
 
 def _gradient_by_rule(traced: TracedModel, shardings: Shardings) -> Callable[..., Any]:
-    rule = traced.program.gradient
-    assert rule is not None
+    rule = traced.program.gradient or functools.partial(accumulated, traced.program)
     gathers = _gathers(traced, shardings)
-    wrt = traced.program.with_role(Role.PARAMETER)
+    wrt = range(len(jax.tree.leaves(traced.params)))
 
     def gradient(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         inputs = [*jax.tree.leaves((params, model_state, batch)), rng]

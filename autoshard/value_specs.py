@@ -1,13 +1,15 @@
 """How a plan shards each value of a program that passes have rewritten."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
+from autoshard.layouts import ArrayLayout
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import analyse
 from autoshard.plan import Plan
 from autoshard.sharded_program import ShardedProgram
 from passes.ir import Var
-from passes.program import Program
+from passes.program import Leaf, Program, Role
 
 
 def value_specs(plan: Plan) -> Callable[[Program], Mapping[Var, Spec]]:
@@ -17,9 +19,12 @@ def value_specs(plan: Plan) -> Callable[[Program], Mapping[Var, Spec]]:
     what passes have added is laid out after what it is computed from.
     """
 
+    known = {(array.leaf.role, array.leaf.path): array for array in plan.arrays}
+
     def specs(program: Program) -> Mapping[Var, Spec]:
         analysis = analyse(program)
-        sharded = ShardedProgram(analysis, plan.layout)
+        arrays = tuple(_laid_out(leaf, known) for leaf in program.inputs)
+        sharded = ShardedProgram(analysis, dataclasses.replace(plan.layout, arrays=arrays))
         return {
             var: spec
             for var, value in analysis.graph.of_variable.items()
@@ -27,3 +32,12 @@ def value_specs(plan: Plan) -> Callable[[Program], Mapping[Var, Spec]]:
         }
 
     return specs
+
+
+def _laid_out(leaf: Leaf, known: Mapping[tuple[Role, str], ArrayLayout]) -> ArrayLayout:
+    """An input as the plan has it, by its path; what a pass has added is whole."""
+    found = known.get((leaf.role, leaf.path))
+    if found is not None and len(found.leaf.shape) == len(leaf.shape):
+        return dataclasses.replace(found, leaf=leaf)
+    whole: Spec = tuple(() for _ in leaf.shape)
+    return ArrayLayout(leaf, ("",) * len(whole), whole, whole, whole, whole, "", "")

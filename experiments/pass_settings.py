@@ -93,6 +93,8 @@ class PassSettings(FlagFields):
         found = [self.passes] if self.passes else []
         if self.stack_layers:
             found.append("stack_layers")
+        if self.microbatches > 1:
+            found.append(f"microbatch(count={self.microbatches})")
         if self.sequence:
             found.append(f"sequence(axis={SEQUENCE_AXIS!r}, method={self.sequence!r})")
         if self.remat:
@@ -102,8 +104,6 @@ class PassSettings(FlagFields):
                 f"pipeline(axis={STAGE_AXIS!r}, schedule={self.schedule!r}, "
                 f"microbatches={self.microbatches})"
             )
-        elif self.microbatches > 1:
-            found.append(f"microbatch(count={self.microbatches})")
         return ", ".join(found)
 
     def _remat(self) -> str:

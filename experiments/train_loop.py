@@ -37,6 +37,8 @@ class Trainable(Protocol):
 
     def eval(self, state: Any, batch: Batch) -> Mapping[str, Any]: ...
 
+    def to_user_state(self, state: Any) -> Any: ...
+
 
 class Ending(enum.Enum):
     """Why a run ended without an error."""

@@ -9,7 +9,6 @@ rows that meet each other (batch normalisation) are refused. Random numbers are 
 from a key of its own.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -21,37 +20,9 @@ from passes.cut_values import Batch, Value
 from passes.errors import PassError
 from passes.inline_calls import inline_calls
 from passes.program import Program, Role
+from passes.split import BatchSplit
 
-
-@dataclasses.dataclass(frozen=True)
-class BatchSplit:
-    """A program in parts.
-
-    Attributes:
-      count: M, parts of the batch.
-      size: B, rows of the batch.
-      cut: for each input of the program, whether a part gets B/M of its rows (dimension 0).
-      once: the program's whole inputs -> values that every part is given whole.
-      part: (int32[] index of the part, the program's inputs with B/M rows where cut, the values of
-        `once`) -> the program's outputs, in the part.
-      added: for each output, whether the parts' values add up to the whole one; others are the
-        same in every part.
-    """
-
-    count: int
-    size: int
-    cut: tuple[bool, ...]
-    once: ir.ClosedJaxpr
-    part: ir.ClosedJaxpr
-    added: tuple[bool, ...]
-
-    def parts(self, x: Any) -> Any:
-        """[B, ...] as [M, B/M, ...]: row r is in part r % M.
-
-        Where rows are sharded over devices, each device's own rows are a share of every part.
-        """
-        grouped = x.reshape(self.size // self.count, self.count, *x.shape[1:])
-        return jnp.swapaxes(grouped, 0, 1)
+__all__ = ["BatchSplit", "split_batch"]
 
 
 def split_batch(program: Program, count: int) -> BatchSplit:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from passes import ir
+from passes.accumulate import whole_function
 from passes.errors import PassError
 from passes.program import Leaf, Program, Role
 
@@ -18,7 +19,7 @@ def random_inputs(program: Program, seed: int = 0) -> dict[str, Any]:
     batch are 0 or 1 (they may be indices of anything), other integers zero.
     """
     drawn: dict[str, Any] = {}
-    for leaf in program.inputs:
+    for leaf in program.whole_inputs:
         for path in leaf.parts or (leaf.path,):
             key = f"{leaf.role.value}/{path}"
             shape = leaf.shape[1:] if leaf.parts else leaf.shape
@@ -40,7 +41,7 @@ def _draw(leaf: Leaf, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
 
 def _arguments(program: Program, drawn: dict[str, Any]) -> list[Any]:
     found = []
-    for leaf in program.inputs:
+    for leaf in program.whole_inputs:
         parts = [drawn[f"{leaf.role.value}/{path}"] for path in leaf.parts or (leaf.path,)]
         found.append(jnp.stack(parts) if leaf.parts else parts[0])
     return found
@@ -59,7 +60,7 @@ def compare(before: Program, after: Program, tolerance: float) -> None:
         raise PassError(f"input {min(missing)!r} is in one of the programs only")
     if before.outputs != after.outputs:
         raise PassError(f"outputs {before.outputs} became {after.outputs}")
-    results = [jax.jit(ir.as_function(p.jaxpr))(*_arguments(p, drawn)) for p in (before, after)]
+    results = [jax.jit(whole_function(p))(*_arguments(p, drawn)) for p in (before, after)]
     for name, one, other in zip(before.outputs, *results, strict=True):
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)

@@ -3,21 +3,16 @@
     for each microbatch (a loop):  forward, backward  ->  loss += its share, gradients += its share
 
 Activations are those of one microbatch. Loss and gradients are the whole batch's but for the order
-of sums; see `passes.batch_split`.
+of sums; see `passes.batch_split`. The program becomes that of one microbatch, and later passes
+rewrite that: a budget for saved activations is one microbatch's.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-
-from passes import ir
-from passes.batch_split import BatchSplit, split_batch
+from passes.batch_split import split_batch
 from passes.errors import PassError
-from passes.lazy_inputs import with_lazy_inputs
-from passes.program import Gather, Program
+from passes.program import Leaf, Program, Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,75 +28,43 @@ class Microbatch:
     after_planning: ClassVar[bool] = True
 
     def apply(self, program: Program) -> Program:
-        """The same forward program; its gradient is accumulated.
+        """The program of one microbatch; `Program.split` says how the whole is made of them.
 
         Raises:
           PassError: the batch does not divide, or cannot be computed in parts.
         """
-        if program.gradient is not None:
+        if program.gradient is not None or program.split is not None:
             raise PassError(
-                "the program's gradient is computed by another pass already (a pipeline has "
-                "microbatches of its own): leave one of the two out"
+                "the program is computed in microbatches already (a pipeline has its own): leave "
+                "one of the two out"
             )
         if self.count == 1:
             return program.noting("one microbatch is the whole batch: nothing to do")
-        split = split_batch(program, self.count)
-        rows = split.size // self.count
-        shared = len(split.once.out_avals)
-        note = f"{self.count} microbatches of {rows} rows" + (
-            f"; {shared} values that need every row are computed before them" if shared else ""
-        )
-        return dataclasses.replace(program, gradient=Accumulated(split)).noting(note)
+        return in_microbatches(program, self.count)
 
 
-@dataclasses.dataclass(frozen=True)
-class Accumulated:
-    """The gradient rule: a loop over the parts of a batch."""
+def in_microbatches(program: Program, count: int) -> Program:
+    """The program of one of `count` microbatches.
 
-    split: BatchSplit
-
-    def __call__(
-        self, inputs: Sequence[Any], wrt: Sequence[int], gathers: Sequence[Gather | None]
-    ) -> tuple[list[Any], list[Any]]:
-        """See `passes.program.GradientRule`."""
-        split = self.split
-        once = ir.as_function(split.once)(*inputs)
-        function = with_lazy_inputs(split.part, [None, *gathers, *(None for _ in once)])
-        sliced = [i for i, is_cut in enumerate(split.cut) if is_cut]
-
-        def part(index: Any, rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            arguments = list(inputs)
-            for i, x in zip(sliced, rows, strict=True):
-                arguments[i] = x
-
-            def loss(parameters: Sequence[Any]) -> tuple[Any, list[Any]]:
-                for i, x in zip(wrt, parameters, strict=True):
-                    arguments[i] = x
-                outputs = function(index, *arguments, *once)
-                return outputs[0], outputs
-
-            differentiated = jax.value_and_grad(loss, has_aux=True)
-            (_, outputs), gradients = differentiated([inputs[i] for i in wrt])
-            return outputs, gradients
-
-        def once_more(carry: Any, xs: Any) -> tuple[Any, None]:
-            outputs, gradients = part(*xs)
-            totals = [
-                old + new if added else new
-                for old, new, added in zip(carry[0], outputs, split.added, strict=True)
-            ]
-            sums = [old + new for old, new in zip(carry[1], gradients, strict=True)]
-            return (totals, sums), None
-
-        rows = [split.parts(inputs[i]) for i in sliced]
-        xs = (jnp.arange(split.count, dtype=jnp.int32), rows)
-        shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], xs))
-        zeros = jax.tree.map(_zeros, shapes)
-        (outputs, gradients), _ = jax.lax.scan(once_more, zeros, xs)
-        return list(outputs), list(gradients)
-
-
-def _zeros(like: Any) -> Any:
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return ir.random_key(like.dtype, 0)
-    return jnp.zeros(like.shape, like.dtype)
+    Raises:
+      PassError: the batch does not divide, or cannot be computed in parts.
+    """
+    split = split_batch(program, count)
+    rows, shared = split.size // count, len(split.once.out_avals)
+    inputs = [Leaf("microbatch", Role.CONSTANT, (), "int32")]
+    for leaf, is_cut in zip(program.inputs, split.cut, strict=True):
+        shape = (rows, *leaf.shape[1:]) if is_cut else leaf.shape
+        inputs.append(dataclasses.replace(leaf, shape=shape))
+    for number, aval in enumerate(split.once.out_avals):
+        shape, dtype = tuple(aval.shape), str(aval.dtype)
+        inputs.append(Leaf(f"whole_batch/{number}", Role.CONSTANT, shape, dtype))
+    note = f"{count} microbatches of {rows} rows" + (
+        f"; {shared} values that need every row are computed before them" if shared else ""
+    )
+    return dataclasses.replace(
+        program,
+        jaxpr=split.part,
+        inputs=tuple(inputs),
+        split=split,
+        whole_inputs=program.inputs,
+    ).noting(note)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from passes.hlo.machine import MachineModel
 from passes.ir import ClosedJaxpr, Var
+from passes.split import BatchSplit
 
 # For each dimension of an array, the mesh axes that shard it.
 Spec = tuple[tuple[str, ...], ...]
@@ -131,6 +132,8 @@ class Program:
       outputs: a name for each output, in order.
       placement: where it runs, once that is planned.
       gradient: how outputs and gradients are computed; None is by differentiating `jaxpr`.
+      split: where the program is that of one part of the batch, how the whole is made of them.
+      whole_inputs: the inputs of the whole; by default `inputs`.
       notes: what passes did and found, a sentence each, in order.
     """
 
@@ -140,9 +143,13 @@ class Program:
     outputs: tuple[str, ...]
     placement: Placement | None = dataclasses.field(default=None, compare=False, repr=False)
     gradient: GradientRule | None = dataclasses.field(default=None, compare=False, repr=False)
+    split: BatchSplit | None = dataclasses.field(default=None, compare=False, repr=False)
+    whole_inputs: tuple[Leaf, ...] = dataclasses.field(default=(), compare=False, repr=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.split is None:
+            object.__setattr__(self, "whole_inputs", self.inputs)
         if len(self.inputs) != len(self.jaxpr.in_avals):
             raise ValueError(
                 f"program {self.name!r} has {len(self.jaxpr.in_avals)} inputs but "

@@ -8,6 +8,7 @@ from autoshard.html_report.document import document
 from autoshard.html_report.headline import headline_section, title_of
 from autoshard.html_report.memory import memory_section
 from autoshard.html_report.no_fit import no_fit_section
+from autoshard.html_report.passes_section import passes_section
 from autoshard.html_report.predictions import predictions_section
 from autoshard.html_report.provenance import candidates_section, gaps_section, provenance_section
 from autoshard.html_report.roofline import roofline_section
@@ -29,6 +30,7 @@ def page(report: CompileReport, folder: pathlib.Path) -> str:
         roofline_section(report),
         schedule_section(report, trace_file),
         sharding_section(report),
+        passes_section(report),
         predictions_section(report),
         candidates_section(report),
         gaps_section(report),

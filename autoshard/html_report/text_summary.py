@@ -48,6 +48,8 @@ def summary(report: CompileReport, width: int = 140) -> str:
             console.print(f"  {number}. {remedy}")
     if report.comparisons:
         console.print(_comparisons(report))
+    for one in plan.passes:
+        console.print(f"pass {one}: {'; '.join(one.notes)}", soft_wrap=True)
     for note in plan.notes:
         console.print(f"note: {note}")
     gaps = [*plan.unmodelled, *(report.timeline.unmodelled if report.timeline else ())]

@@ -14,7 +14,7 @@ from passes import ir
 from passes.batch_split import split_batch
 from passes.errors import PassError
 from passes.microbatch import Microbatch
-from passes.pass_pipeline import run_passes
+from passes.pass_pipeline import Checks, run_passes
 from passes.program import Program
 from passes.stack_layers import StackLayers
 from tests.passes import programs
@@ -23,7 +23,7 @@ ROWS = 8
 
 
 def accumulated(program: Program, count: int) -> Program:
-    result, _ = run_passes(program, [Microbatch(count)])
+    result, _ = run_passes(program, [Microbatch(count)], Checks(compare=True))
     return result
 
 
@@ -40,7 +40,7 @@ def accumulated(program: Program, count: int) -> Program:
 def test_zoo(name: str, overrides: dict[str, Any]) -> None:
     program = programs.of_spec(name, ROWS, **overrides)
     after = accumulated(program, 4)
-    assert after.gradient is not None
+    assert after.split is not None
     programs.assert_same(program, after)
 
 
@@ -170,7 +170,7 @@ def test_sizes() -> None:
     program = function_of(lambda params, batch: jnp.mean(batch["x"] @ params["w"]))
     with pytest.raises(PassError, match="batch of 8 does not divide into 3 microbatches: use 2"):
         accumulated(program, 3)
-    assert accumulated(program, 1).gradient is None
+    assert accumulated(program, 1).split is None
     uneven = function_of(
         lambda params, batch: jnp.mean(batch["x"] @ params["w"]) + jnp.sum(batch["y"]),
         x=jax.ShapeDtypeStruct((8, 4), jnp.float32),

@@ -1,5 +1,6 @@
 """Programs of small models, and what they compute of the same random data."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from autoshard.losses import default_loss
 from autoshard.precision import Precision
 from autoshard.trace import trace_model
 from passes import ir
+from passes.accumulate import accumulated
 from passes.compare import random_inputs
 from passes.program import Leaf, Program, Role
 
@@ -50,10 +52,11 @@ def loss_and_gradients(program: Program, seed: int = 0) -> tuple[float, dict[str
     """
     drawn = random_inputs(program, seed)
     inputs = []
-    for leaf in program.inputs:
+    for leaf in program.whole_inputs:
         own = [drawn[f"{leaf.role.value}/{path}"] for path in leaf.parts or (leaf.path,)]
         inputs.append(jnp.stack(own) if leaf.parts else own[0])
-    wrt = program.with_role(Role.PARAMETER)
+    leaves = enumerate(program.whole_inputs)
+    wrt = [i for i, leaf in leaves if leaf.role is Role.PARAMETER]
 
     def by_autodiff(*inputs: Any) -> tuple[Any, Any]:
         def loss(parameters: Any) -> Any:
@@ -65,14 +68,15 @@ def loss_and_gradients(program: Program, seed: int = 0) -> tuple[float, dict[str
         return jax.value_and_grad(loss)([inputs[i] for i in wrt])
 
     def by_rule(*inputs: Any) -> tuple[Any, Any]:
-        assert program.gradient is not None
-        outputs, gradients = program.gradient(inputs, wrt, [None] * len(inputs))
+        rule = program.gradient or functools.partial(accumulated, program)
+        outputs, gradients = rule(inputs, wrt, [None] * len(inputs))
         return outputs[0], gradients
 
-    value, gradients = jax.jit(by_autodiff if program.gradient is None else by_rule)(*inputs)
+    ruled = program.gradient is not None or program.split is not None
+    value, gradients = jax.jit(by_rule if ruled else by_autodiff)(*inputs)
     found = {}
     for i, gradient in zip(wrt, gradients, strict=True):
-        leaf = program.inputs[i]
+        leaf = program.whole_inputs[i]
         for k, path in enumerate(leaf.parts or (leaf.path,)):
             found[path] = np.asarray(gradient[k] if leaf.parts else gradient, np.float32)
     return float(value), found

@@ -191,7 +191,7 @@ def test_layers_of_two_dtypes() -> None:
 
 def test_shared_weights_and_taps() -> None:
     def function(params: Any, batch: Any) -> Any:
-        x, total = batch["x"], 0.0
+        x, total = batch["x"], jnp.float32(0)
         for w in params["w"]:
             x = jnp.tanh(x @ w @ params["shared"]) + x
             total = total + jnp.mean(jnp.abs(x))
