@@ -106,7 +106,7 @@ class Ring:
 
     def forward(self, arrays: Arrays) -> State:
         """The state of a device's queries after all keys."""
-        a, index = self.attention, self._index()
+        a, index = self.attention, self._index(arrays)
         home = self._home(arrays, index)
         if self.forward_moves == "keys":
 
@@ -116,7 +116,9 @@ class Ring:
 
             parts = [self._part(arrays.keys, key_dims(a), lane) for lane in self.lanes]
             start = self._state(arrays.queries)
-            _, state = self._go_round(parts, start, visit, lambda _: (), lambda one, other: ())
+            _, state = self._go_round(
+                index, parts, start, visit, lambda _: (), lambda one, other: ()
+            )
             return state
 
         def meet(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
@@ -131,7 +133,7 @@ class Ring:
         def combine(one: State, other: State) -> State:
             return merged(a, one, other)
 
-        states, _ = self._go_round(parts, (), meet, fresh, combine)
+        states, _ = self._go_round(index, parts, (), meet, fresh, combine)
         row = a.steps.query
         values = self._whole([(s.values,) for s in states], (a.result_dim,))
         rows = self._whole([(s.greatest, s.total) for s in states], (row, row))
@@ -139,7 +141,7 @@ class Ring:
 
     def backward(self, arrays: Arrays, saved: Saved) -> Arrays:
         """Gradients of a device's arrays; of what is needed whole, this device's share."""
-        a, index = self.attention, self._index()
+        a, index = self.attention, self._index(arrays)
         home = self._home(arrays, index)
         zeros = Arrays(
             sums(arrays.queries), sums(arrays.keys), sums(arrays.both), sums(arrays.neither)
@@ -155,29 +157,34 @@ class Ring:
             parts = [self._part(arrays.keys, key_dims(a), lane) for lane in self.lanes]
             start = dataclasses.replace(zeros, keys=())
             travelled, total = self._go_round(
-                parts, start, visit, lambda number: sums(parts[number]), _added
+                index, parts, start, visit, lambda number: sums(parts[number]), _added
             )
             return dataclasses.replace(total, keys=self._whole(travelled, key_dims(a)))
 
-        row = a.steps.query
-        with_saved = (*query_dims(a), a.result_dim, row, row, row)
-        rows = (saved.cotangent, saved.greatest, saved.total, saved.inner)
+        # The numbers of a row travel as one array: what is small takes as long as it is far.
+        row, key = a.steps.query, a.steps.key
+        with_saved = (*query_dims(a), a.result_dim, row)
+        numbers = jnp.concatenate([saved.greatest, saved.total, saved.inner], axis=key)
+        rows = (saved.cotangent, numbers)
 
         def meet(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
-            queries = self._side(part[:-4], query_dims(a), owner, lane, a.queries)
+            *own, cotangent, packed = part
+            queries = self._side(own, query_dims(a), owner, lane, a.queries)
+            given = Saved(cotangent, *jnp.split(packed, 3, axis=key))
             total = dataclasses.replace(kept, queries=sent)
-            total = self._backward(queries, home[1], arrays, Saved(*part[-4:]), first, total)
+            total = self._backward(queries, home[1], arrays, given, first, total)
             return total.queries, dataclasses.replace(total, queries=())
 
         parts = [self._part((*arrays.queries, *rows), with_saved, lane) for lane in self.lanes]
         start = dataclasses.replace(zeros, queries=())
         travelled, total = self._go_round(
-            parts, start, meet, lambda number: sums(parts[number][:-4]), _added
+            index, parts, start, meet, lambda number: sums(parts[number][:-2]), _added
         )
         return dataclasses.replace(total, queries=self._whole(travelled, query_dims(a)))
 
     def _go_round(
         self,
+        index: Any,
         parts: Sequence[Any],
         kept: Any,
         visit: Callable[..., Any],
@@ -187,13 +194,13 @@ class Ring:
         """Let every part meet every device, and its sums come home.
 
         Args:
+          index: the device's place.
           parts: what goes round, for each lane.
           kept: sums that stay.
           visit: (lane, owner, part, empty sums, kept, whether it is at home) -> (sums, kept).
           fresh: empty sums that travel, by the number of the lane.
           combine: adds sums.
         """
-        index = self._index()
 
         def visits(owners: list[Any], here: Any, kept: Any, first: bool) -> tuple[list[Any], Any]:
             sums_of = []
@@ -264,8 +271,17 @@ class Ring:
             found.append(jnp.concatenate(in_order, axis=dim))
         return tuple(found)
 
-    def _index(self) -> Any:
-        return jax.lax.axis_index(self.axes) if self.size > 1 else 0
+    def _index(self, arrays: Arrays) -> Any:
+        """The device's place, tied to data.
+
+        What is made of places alone, such as masks, would else count as the same for every
+        iteration of a loop around attention: differentiating that loop takes such values out of it,
+        and keeps them for every tile.
+        """
+        own = jax.lax.axis_index(self.axes) if self.size > 1 else jnp.zeros((), jnp.int32)
+        datum = jnp.ravel(jax.lax.stop_gradient(arrays.queries[0]))[0]
+        tied, _ = jax.lax.optimization_barrier((own, datum))
+        return tied
 
     def _home(self, arrays: Arrays, index: Any) -> tuple[Side, Side]:
         a, every = self.attention, Lane(1)
