@@ -17,8 +17,11 @@ from jax.sharding import NamedSharding
 from autoshard.adapters import path_name
 from passes.host_stream import DEVICE, HOST, Cut, Stream, cut_of, in_memory, streamed
 
-DEFAULT_LEAST_BYTES = 1 << 20
-DEFAULT_PIECE_BYTES = 64 << 20
+# Below this a transfer is mostly latency.
+_LEAST_BYTES = 1 << 20
+# State on its way, before and after its update, may take a sixteenth of what is on the host.
+_PIECES = 32
+_LARGEST_PIECE_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,14 @@ def plan_offload(
     shardings: Any,
     stacked: Sequence[bool],
     *,
-    least_bytes: int = DEFAULT_LEAST_BYTES,
-    piece_bytes: int = DEFAULT_PIECE_BYTES,
+    least_bytes: int = _LEAST_BYTES,
+    piece_bytes: int | None = None,
 ) -> Offload:
     """State of large parameters goes to the host, that of small ones and counts stays.
 
     A stack is cut into its layers, if those are not sharded over devices. Anything else is cut into
-    the fewest pieces of at most `piece_bytes`, along a dimension that is whole on each device.
+    the fewest pieces of at most `piece_bytes`. Stacks share a loop while a layer of theirs has no
+    more than that.
 
     Args:
       params: the parameters, abstract.
@@ -83,34 +87,52 @@ def plan_offload(
       shardings: of the state, `NamedSharding`s.
       stacked: for each parameter, whether its leading dimension is that of layers.
       least_bytes: on a device, below which the state of a parameter stays there.
-      piece_bytes: on a device, the most that one array's piece should have.
+      piece_bytes: of state that a device should fetch at a time; None is a small part of it all.
     """
     mirrors = mirrored_parameters(opt_state, params)
     arrays: list[list[tuple[Any, Sequence[int]]]] = [[] for _ in stacked]
     leaves, places = jax.tree.leaves(opt_state), jax.tree.leaves(shardings)
+    tiled = any(place.mesh.devices.flat[0].platform == "tpu" for place in places[:1])
     for position, leaf, place in zip(mirrors, leaves, places, strict=True):
         if position is not None:
             arrays[position].append((leaf, place.shard_shape(tuple(leaf.shape))))
-    cuts: list[Cut | None] = []
-    loops: dict[Any, list[int]] = {}
     sizes = [sum(math.prod(local) * x.dtype.itemsize for x, local in own) for own in arrays]
-    for position, (own, size) in enumerate(zip(arrays, sizes, strict=True)):
-        cut = None
-        if size >= least_bytes:
-            leaf, local = own[0]
-            layers = stacked[position] and len(local) > 1 and local[0] == leaf.shape[0]
-            whole = cut_of(leaf.shape, local, leaf.dtype.itemsize, piece_bytes)
-            cut = Cut(0, leaf.shape[0]) if layers else whole
-            loops.setdefault(cut if layers else position, []).append(position)
-        cuts.append(cut)
-    in_flight = [sum(2 * sizes[i] // _count(cuts[i]) for i in loop) for loop in loops.values()]
-    return Offload(
-        mirrors=mirrors,
-        cuts=tuple(cuts),
-        loops=tuple(map(tuple, loops.values())),
-        host_bytes=sum(sizes[i] for loop in loops.values() for i in loop),
-        device_bytes=max(in_flight, default=0),
-    )
+    moved = [i for i, size in enumerate(sizes) if size >= max(1, least_bytes)]
+    host_bytes = sum(sizes[i] for i in moved)
+    if piece_bytes is None:
+        piece_bytes = max(_LEAST_BYTES, min(_LARGEST_PIECE_BYTES, host_bytes // _PIECES))
+    cuts: list[Cut | None] = [None] * len(stacked)
+    for i in moved:
+        (leaf, local), share = arrays[i][0], max(1, piece_bytes // len(arrays[i]))
+        cuts[i] = cut_of(
+            leaf.shape, local, leaf.dtype.itemsize, share, layers=stacked[i], tiled=tiled
+        )
+    loops = _loops(moved, cuts, sizes, stacked, piece_bytes)
+    in_flight = [sum(2 * sizes[i] // _count(cuts[i]) for i in loop) for loop in loops]
+    return Offload(mirrors, tuple(cuts), loops, host_bytes, max(in_flight, default=0))
+
+
+def _loops(
+    moved: Sequence[int],
+    cuts: Sequence[Cut | None],
+    sizes: Sequence[int],
+    stacked: Sequence[bool],
+    piece_bytes: int,
+) -> tuple[tuple[int, ...], ...]:
+    """Parameters by loop: stacks of one number of layers while their pieces are small together."""
+    loops: list[list[int]] = []
+    last: dict[int, tuple[list[int], int]] = {}
+    for i in moved:
+        count = _count(cuts[i])
+        piece = sizes[i] // count
+        loop, size = last.get(count, ([], 0))
+        if not (stacked[i] and loop and size + piece <= piece_bytes):
+            loop, size = [], 0
+            loops.append(loop)
+        loop.append(i)
+        if stacked[i]:
+            last[count] = (loop, size + piece)
+    return tuple(map(tuple, loops))
 
 
 def _count(cut: Cut | None) -> int:
