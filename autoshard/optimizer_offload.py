@@ -15,7 +15,8 @@ import optax
 from jax.sharding import NamedSharding
 
 from autoshard.adapters import path_name
-from passes.host_stream import DEVICE, HOST, Cut, Stream, cut_of, in_memory, streamed
+from passes.host_cuts import Cut, cut_of
+from passes.host_stream import DEVICE, HOST, Stream, in_memory, streamed
 
 # Below this a transfer is mostly latency.
 _LEAST_BYTES = 1 << 20

@@ -16,7 +16,6 @@ before the loops, and must not need what is on the host.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from jax.sharding import NamedSharding
 
 from passes import ir
 from passes.errors import PassError
+from passes.host_cuts import Cut
 from passes.inline_calls import inline_calls
 
 HOST, DEVICE = "pinned_host", "device"
@@ -37,26 +37,6 @@ _ELEMENTWISE = frozenset(
     pow real reduce_precision rem round rsqrt select_n sign sin sqrt square stop_gradient sub tanh
     xor""".split()
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """How an array is cut into pieces of one size.
-
-    Attributes:
-      dim: along which dimension.
-      count: number of pieces.
-      shards: over how many devices the dimension is sharded: each cuts its own part, so that
-        `shards * count` divides the dimension.
-      order: dimensions as the device lays them out, the fastest last; empty for as they are. The
-        loop works on a view in that order: on any other, the compiler would first copy all of the
-        array, on the device.
-    """
-
-    dim: int
-    count: int
-    shards: int = 1
-    order: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,66 +311,3 @@ def _refusal(stream: Stream, why: str) -> str:
         f"the optimizer's state of {stream.name!r} cannot be updated a piece at a time: {why}. "
         "Keep it on the device, or use an optimizer that works element by element, such as adamw"
     )
-
-
-def tpu_order(local_shape: Sequence[int]) -> tuple[int, ...]:
-    """The dimensions of a program's argument as the TPU compiler lays them out, the fastest last.
-
-    It tiles the last two, 8 by 128, and puts there those that need the least padding; the later
-    ones, where it is equal. Read off compiled programs: nothing in JAX says it.
-    """
-    rank = len(local_shape)
-
-    def padded(pair: tuple[int, int]) -> float:
-        second, last = (local_shape[dim] for dim in pair)
-        rows = 8 if second >= 8 else 1 << (second - 1).bit_length()
-        return (-(-second // rows) * rows / second) * (-(-last // 128) * 128 / last)
-
-    last_two = [(i, j) for j in reversed(range(rank)) for i in reversed(range(rank)) if i != j]
-    if not last_two or 0 in local_shape:
-        return tuple(range(rank))
-    pair = min(last_two, key=padded)
-    return (*(dim for dim in range(rank) if dim not in pair), *pair)
-
-
-def cut_of(
-    shape: Sequence[int],
-    local_shape: Sequence[int],
-    itemsize: int,
-    piece_bytes: int,
-    *,
-    layers: bool = False,
-    tiled: bool = False,
-) -> Cut:
-    """A stack's layers, or the fewest pieces of at most `piece_bytes` on a device, but two.
-
-    The latter along the first dimension that will do, those that are not sharded first, and the
-    most pieces that there can be where none will.
-
-    Args:
-      shape: of the array.
-      local_shape: of a device's shard.
-      itemsize: bytes an element.
-      piece_bytes: wished for.
-      layers: whether the first dimension is that of layers.
-      tiled: whether the device tiles the last two dimensions, as a TPU does: then a piece on the
-        host cannot be a part of the last one, and is a multiple of 32 of the one before.
-    """
-    order = tpu_order(local_shape) if tiled else tuple(range(len(shape)))
-    given = order if order != tuple(range(len(shape))) else ()
-    rows = dict.fromkeys(range(len(shape)), 1)
-    if tiled:
-        rows.update(zip(order[-2:], (32, 0), strict=False) if len(order) > 1 else [(0, 0)])
-    if layers and local_shape[0] == shape[0] and rows[0] == 1:
-        return Cut(0, shape[0], 1, given)
-    wished = max(2, -(-math.prod(local_shape) * itemsize // piece_bytes))
-    best = Cut(0, 1, 1, given)
-    for dim in sorted(rows, key=lambda dim: local_shape[dim] != shape[dim]):
-        size, local = shape[dim], local_shape[dim]
-        if size % local or not rows[dim]:
-            continue
-        counts = [c for c in range(2, local + 1) if local % (c * rows[dim]) == 0]
-        count = next((c for c in counts if c >= wished), counts[-1] if counts else 1)
-        if best.count < wished and count > best.count:
-            best = Cut(dim, count, size // local, given)
-    return best

@@ -18,7 +18,8 @@ from autoshard.optimizer_offload import (
     state_memories,
 )
 from passes.errors import PassError
-from passes.host_stream import DEVICE, HOST, Cut
+from passes.host_cuts import Cut
+from passes.host_stream import DEVICE, HOST
 
 LAYERS = 3
 SHAPES = {
@@ -125,36 +126,43 @@ def test_steps_are_those_of_optax(name: str) -> None:
 
 
 def test_large_state_goes_to_the_host_and_layers_share_a_loop() -> None:
-    plan, _, of_state = planned(optax.adamw(0.1))
+    plan, _, of_state = planned(optax.adamw(0.1), piece_bytes=16 << 10)
     # Leaves: embed, down, norm, up, scale; state: count, then twice these.
     assert plan.mirrors == (None, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4)
-    assert plan.cuts == (Cut(0, 1, 1), Cut(0, LAYERS), None, Cut(0, LAYERS), None)
+    assert plan.cuts == (Cut(1, 2), Cut(0, LAYERS), None, Cut(0, LAYERS), None)
     assert plan.loops == ((0,), (1, 3))
     assert plan.on_host == (False, *(True, True, False, True, False) * 2)
     shard = 128 * 32 + LAYERS * 2 * 64 * 32
     assert plan.host_bytes == 2 * 4 * shard // 4
-    assert plan.device_bytes == 2 * 2 * 4 * 128 * 32 // 4  # the embedding is in one piece
+    assert plan.device_bytes == 2 * 2 * 4 * (2 * 64 * 32) // 4  # a layer, before and after
     kinds = [s.memory_kind for s in jax.tree.leaves(of_state)]
     assert kinds.count(HOST) == 6 and kinds.count(DEVICE) == 5
 
 
-def test_what_is_no_stack_is_cut_where_it_is_large() -> None:
-    params = {"embed": jax.ShapeDtypeStruct((4096, 32), jnp.float32)}
+def test_layers_that_are_large_together_get_loops_of_their_own() -> None:
+    plan, _, _ = planned(optax.adamw(0.1), piece_bytes=4 << 10)
+    assert plan.loops == ((0,), (1,), (3,))
+    assert plan.device_bytes == 2 * 2 * 4 * 64 * 32 // 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "stacked", "cut"),
+    [
+        ((4096, 32), ("d",), False, Cut(1, 2)),
+        ((4096, 31), ("d",), False, Cut(0, 2, 4)),
+        ((4, 64, 32), ("d",), True, Cut(1, 2)),  # its layers are sharded
+    ],
+)
+def test_what_has_no_layers_of_its_own_is_cut_in_parts(
+    shape: tuple[int, ...], spec: tuple[str, ...], stacked: bool, cut: Cut
+) -> None:
+    params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
     state = jax.eval_shape(optax.adam(0.1).init, params)
-    rows, whole = (NamedSharding(MESH, PartitionSpec(*s)) for s in (("d",), ()))
+    rows, whole = (NamedSharding(MESH, PartitionSpec(*s)) for s in (spec, ()))
     places = jax.tree.map(lambda x: rows if x.shape else whole, state)
-    plan = plan_offload(params, state, places, [False], least_bytes=1, piece_bytes=32 << 10)
-    assert plan.cuts == (Cut(0, 4, 4),)
-    assert plan.device_bytes == 2 * 2 * (32 << 10)
-
-
-def test_a_stack_whose_layers_are_sharded_is_cut_within_them() -> None:
-    params = {"w": jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)}
-    state = jax.eval_shape(optax.adam(0.1).init, params)
-    layers, whole = (NamedSharding(MESH, PartitionSpec(*s)) for s in (("d",), ()))
-    places = jax.tree.map(lambda x: layers if x.shape else whole, state)
-    plan = plan_offload(params, state, places, [True], least_bytes=1)
-    assert plan.cuts == (Cut(1, 2),)
+    plan = plan_offload(params, state, places, [stacked], least_bytes=1)
+    assert plan.cuts == (cut,)
+    assert plan.device_bytes == plan.host_bytes  # half of it, before and after
 
 
 def test_nothing_is_planned_for_small_state_or_none() -> None:

@@ -1,4 +1,4 @@
-"""Programs that update arrays on the host in pieces: values, refusals, cuts, memories."""
+"""Programs that update arrays on the host in pieces: values, refusals, memories."""
 
 from typing import Any
 
@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from passes import ir
 from passes.errors import PassError
-from passes.host_stream import DEVICE, HOST, Cut, Stream, cut_of, in_memory, is_on_host, streamed
+from passes.host_cuts import Cut
+from passes.host_stream import DEVICE, HOST, Stream, in_memory, is_on_host, streamed
 
 RNG = np.random.default_rng(0)
 
@@ -48,6 +49,8 @@ def run(function: Any, arguments: list[Any], groups: Any) -> list[Any]:
         ((6, 4), Cut(1, 4)),
         ((8, 4), Cut(0, 2, 4)),
         ((2, 3, 12), Cut(2, 2, 3)),
+        ((2, 3, 12), Cut(2, 2, 3, (2, 0, 1))),
+        ((4, 3, 5), Cut(0, 4, 1, (0, 2, 1))),
         ((5,), Cut(0, 1)),
     ],
 )
@@ -142,24 +145,6 @@ def _loss(names: str) -> Any:
 def test_what_is_not_elementwise_is_refused(names: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
         run(_loss(names), arrays(4, 4), [[stream_of(Cut(0, 4))]])
-
-
-@pytest.mark.parametrize(
-    ("shape", "local", "piece_bytes", "expected"),
-    [
-        ((1024, 4096), (1024, 512), 1 << 20, Cut(0, 2)),  # whole in its first dimension
-        ((8192, 4096), (1024, 4096), 1 << 20, Cut(0, 16, 8)),  # each device cuts its rows
-        ((8192, 4096), (8192, 4096), 1 << 20, Cut(0, 128)),
-        ((96, 4096), (96, 4096), 1 << 10, Cut(0, 3)),  # no smaller than 32 rows
-        ((5, 64, 64), (5, 64, 64), 1 << 30, Cut(0, 5)),
-        ((4096,), (4096,), 1 << 10, Cut(0, 1)),
-        ((7, 4096), (7, 4096), 1 << 10, Cut(0, 1)),
-    ],
-)
-def test_cuts(
-    shape: tuple[int, ...], local: tuple[int, ...], piece_bytes: int, expected: Cut
-) -> None:
-    assert cut_of(shape, local, 4, piece_bytes) == expected
 
 
 def test_a_sharding_keeps_its_mesh_and_spec_in_another_memory() -> None:
