@@ -62,7 +62,7 @@ class Layout:
       rules: names of the rule sets.
       zero_stage: 0 to 3.
       data_parts: parts that shard the batch.
-      tensor_parts: parts that rule sets claimed.
+      tensor_parts: parts that rule sets claimed or reserved.
       arrays: one entry an input of the program.
       notes: what the user should know.
     """
@@ -98,6 +98,7 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
         ),
         axis_rules=axis_rules,
     )
+    own = tuple(p for axis in shape.names if axis in reserved for p in mesh.of(axis))
     decided = [rule.decide(context) for rule in rules]
     notes = [note for choices in decided for note in choices.notes]
     batch = _batch_choices(context, notes)
@@ -110,7 +111,7 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
         rules=tuple(rule.name for rule in rules),
         zero_stage=stage,
         data_parts=rename((context.data_parts,), renamed)[0],
-        tensor_parts=rename((context.tensor_parts,), renamed)[0],
+        tensor_parts=rename((context.tensor_parts + own,), renamed)[0],
         arrays=coalesced,
         notes=tuple(notes),
     )

@@ -73,10 +73,14 @@ def plan_offload(
     shardings: Any,
     stacked: Sequence[bool],
     *,
+    wanted_bytes: int | None = None,
     least_bytes: int = _LEAST_BYTES,
     piece_bytes: int | None = None,
 ) -> Offload:
     """State of large parameters goes to the host, that of small ones and counts stays.
+
+    Where less is wanted than all, the largest goes first: what stays is updated where it is, and
+    nothing need wait for it (Maurya et al., "Deep Optimizer States", 2024, section 3).
 
     A stack is cut into its layers, if those are not sharded over devices. Anything else is cut into
     the fewest pieces of at most `piece_bytes`. Stacks share a loop while a layer of theirs has no
@@ -87,6 +91,7 @@ def plan_offload(
       opt_state: the optimizer's state, abstract.
       shardings: of the state, `NamedSharding`s.
       stacked: for each parameter, whether its leading dimension is that of layers.
+      wanted_bytes: of state that a device is to be rid of; None is all that can go.
       least_bytes: on a device, below which the state of a parameter stays there.
       piece_bytes: of state that a device should fetch at a time; None is a small part of it all.
     """
@@ -98,7 +103,8 @@ def plan_offload(
         if position is not None:
             arrays[position].append((leaf, place.shard_shape(tuple(leaf.shape))))
     sizes = [sum(math.prod(local) * x.dtype.itemsize for x, local in own) for own in arrays]
-    moved = [i for i, size in enumerate(sizes) if size >= max(1, least_bytes)]
+    large = [i for i, size in enumerate(sizes) if size >= max(1, least_bytes)]
+    moved = _enough(large, sizes, wanted_bytes)
     host_bytes = sum(sizes[i] for i in moved)
     if piece_bytes is None:
         piece_bytes = max(_LEAST_BYTES, min(_LARGEST_PIECE_BYTES, host_bytes // _PIECES))
@@ -111,6 +117,19 @@ def plan_offload(
     loops = _loops(moved, cuts, sizes, stacked, piece_bytes)
     in_flight = [sum(2 * sizes[i] // _count(cuts[i]) for i in loop) for loop in loops]
     return Offload(mirrors, tuple(cuts), loops, host_bytes, max(in_flight, default=0))
+
+
+def _enough(large: Sequence[int], sizes: Sequence[int], wanted: int | None) -> list[int]:
+    """The largest of some parameters until their state makes up what is wanted, in order."""
+    if wanted is None:
+        return list(large)
+    taken, total = [], 0
+    for i in sorted(large, key=lambda i: -sizes[i]):
+        if total >= wanted:
+            break
+        taken.append(i)
+        total += sizes[i]
+    return sorted(taken)
 
 
 def _loops(

@@ -74,7 +74,7 @@ class Evaluator:
         name = eqn.primitive.name
         try:
             called = ir.callee(eqn)
-            if called is not None and (name in _INLINED or name in _CUSTOM and not self.derives):
+            if called is not None and (name in _INLINED or (name in _CUSTOM and not self.derives)):
                 return self.run(ir.inlined(called[0], eqn), called[1], values)
             if all(x.is_whole for x in values) and not _has_random_bits(eqn):
                 return self._whole(eqn, values)
@@ -119,7 +119,7 @@ class Evaluator:
                 smaller = [s // (batch.count if d == dim else 1) for d, s in enumerate(shape)]
                 source = list(dims).index(dim) if dim in dims else None
                 x = values[0].array if source is None else values[0].cut(source, batch)
-                return jax.lax.broadcast_in_dim(x, smaller, dims)
+                return bind(eqn, [x], shape=tuple(smaller))[0]
 
             return [broadcast]
         if name == "random_bits":

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from passes import ir
@@ -39,8 +38,8 @@ _LINEAR = frozenset(
 
 def bind(eqn: ir.JaxprEqn, arrays: Sequence[Any], **changed: Any) -> list[Any]:
     """The results of a plain equation's primitive on other operands, some parameters changed."""
-    results = eqn.primitive.bind(*arrays, **{**eqn.params, **changed})
-    return list(results) if eqn.primitive.multiple_results else [results]
+    # Through a program of one equation, so that the source line and the scope stay.
+    return ir.alone(eqn.replace(params={**eqn.params, **changed}))(*arrays)
 
 
 def _free(operands: Sequence[Value]) -> bool:
@@ -74,7 +73,7 @@ def broadcast_in_dim(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) 
     if shape[dim] != _shape(eqn.invars[0])[source]:
         raise CannotCut("one row of the batch is repeated")
     shape[dim] //= batch.count
-    result = jax.lax.broadcast_in_dim(operands[0].array, shape, eqn.params["broadcast_dimensions"])
+    result = bind(eqn, [operands[0].array], shape=tuple(shape))[0]
     return [Value(result, dim, free=operands[0].free)]
 
 
@@ -87,7 +86,8 @@ def reshape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[V
             if size % batch.size:
                 raise CannotCut(f"rows are split or mixed by a reshape of {old} to {tuple(new)}")
             new[dim] = size // batch.count
-            return [Value(operands[0].array.reshape(new), dim, free=operands[0].free)]
+            result = bind(eqn, [operands[0].array], new_sizes=tuple(new))[0]
+            return [Value(result, dim, free=operands[0].free)]
     raise CannotCut(f"the batch is not the major part of any dimension of {old} as {tuple(new)}")
 
 

@@ -244,6 +244,9 @@ def test_synthetic_data_has_no_bits_per_byte(tmp_path):
         def eval(self, state, batch):
             return {"loss": np.float32(2.0)}
 
+        def to_user_state(self, state):
+            return state
+
     dataset = data.for_model(specs, eval_batches=1)
     stream = BatchStream(dataset.train, 8, seed=0)
     output = io.StringIO()
