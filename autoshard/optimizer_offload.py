@@ -80,7 +80,7 @@ def plan_offload(
     """State of large parameters goes to the host, that of small ones and counts stays.
 
     Where less is wanted than all, the largest goes first: what stays is updated where it is, and
-    nothing need wait for it (Maurya et al., "Deep Optimizer States", 2024, section 3).
+    nothing need wait for it (Maurya et al., "Deep Optimizer States", 2024).
 
     A stack is cut into its layers, if those are not sharded over devices. Anything else is cut into
     the fewest pieces of at most `piece_bytes`. Stacks share a loop while a layer of theirs has no

@@ -5,8 +5,9 @@
 Each cell is a training step of a scanned model with AdamW and clipping by the global norm, compiled
 for a machine that need not be here: once with all state in the device's memory, once with the
 optimizer's on the host, fetched layer by layer (`autoshard.optimizer_offload`), and, to show why,
-once fetched all at once. The bar: the device's memory falls by at least 80% of the bytes on the
-host. The device's memory is the compiler's peak less what of it is on the host.
+once fetched all at once. The bar: the device's memory, both what `memory_analysis()` adds up to and
+the compiler's peak, falls by at least 80% of the bytes on the host. (That peak counts what is on
+the host, too, which is taken off here.)
 """
 
 import argparse
@@ -70,8 +71,8 @@ CELLS = (
 )
 
 
-def device_bytes(memory: CompiledMemory) -> int:
-    """The compiler's peak less what of it is in the host's memory."""
+def peak_bytes(memory: CompiledMemory) -> int:
+    """The compiler's peak, less what of it is in the host's memory."""
     new = memory.host_outputs_bytes - memory.host_aliased_bytes
     return memory.peak_bytes - memory.host_arguments_bytes - memory.host_temporaries_bytes - new
 
@@ -172,21 +173,25 @@ def run(cell: Cell) -> bool:
     found = {kind: measure(cell, kind) for kind in ("device", "streamed", "at once")}
     offload = found["streamed"][1]
     print(f"\n{cell}: {offload.host_bytes / _MB:.0f} MB of state for the host")
-    print(f"{'':10}{'arguments':>10}{'temporaries':>12}{'peak':>8}{'on the host':>12}   (MB)")
+    print(f"{'':10}{'arguments':>10}{'temporaries':>12}{'sum':>8}{'peak':>8}{'host':>8}   (MB)")
     for kind, (memory, _) in found.items():
         columns = (
             memory.arguments_bytes,
             memory.temporaries_bytes,
-            device_bytes(memory),
+            memory.total_bytes,
+            peak_bytes(memory),
             memory.host_arguments_bytes,
         )
-        widths = (10, 12, 8, 12)
+        widths = (10, 12, 8, 8, 8)
         figures = (f"{x / _MB:>{w}.0f}" for x, w in zip(columns, widths, strict=True))
         print(f"{kind:10}{''.join(figures)}")
-    memory = found["streamed"][0]
-    fall = device_bytes(found["device"][0]) - device_bytes(memory)
-    print(f"the peak falls by {fall / _MB:.0f} MB, {fall / memory.host_arguments_bytes:.0%}")
-    return fall >= BAR * memory.host_arguments_bytes > 0
+    before, after = found["device"][0], found["streamed"][0]
+    falls = (before.total_bytes - after.total_bytes, peak_bytes(before) - peak_bytes(after))
+    shares = [fall / after.host_arguments_bytes for fall in falls]
+    print(
+        f"of what is on the host, the sum falls by {shares[0]:.0%} and the peak by {shares[1]:.0%}"
+    )
+    return min(shares) >= BAR
 
 
 def main() -> None:

@@ -139,6 +139,17 @@ def test_large_state_goes_to_the_host_and_layers_share_a_loop() -> None:
     assert kinds.count(HOST) == 6 and kinds.count(DEVICE) == 5
 
 
+@pytest.mark.parametrize(
+    ("wanted_bytes", "moved"), [(0, []), (1, [1]), (12288, [1]), (12289, [1, 3]), (None, [0, 1, 3])]
+)
+def test_no_more_goes_to_the_host_than_is_wanted(
+    wanted_bytes: int | None, moved: list[int]
+) -> None:
+    plan, _, _ = planned(optax.adamw(0.1), wanted_bytes=wanted_bytes)
+    assert [i for i, cut in enumerate(plan.cuts) if cut is not None] == moved
+    assert plan.host_bytes == sum((8192, 12288, 0, 12288)[i] for i in moved)
+
+
 def test_layers_that_are_large_together_get_loops_of_their_own() -> None:
     plan, _, _ = planned(optax.adamw(0.1), piece_bytes=4 << 10)
     assert plan.loops == ((0,), (1,), (3,))
