@@ -17,6 +17,7 @@ import jax
 
 from passes.attention.arrays import Arrays, leaves_along
 from passes.attention.block import Saved, finished
+from passes.attention.parallel import Forward, hidden_rows
 from passes.attention.pattern import Attention, HeadDim
 from passes.attention.ring import Lane, Ring
 from passes.attention.steps import Along
@@ -78,13 +79,14 @@ class HeadsMethod:
         a = self.attention
         return (a.result_dim if self.exchange else self.head.result), self.head.dim
 
-    def forward(self, arrays: Arrays) -> tuple[Any, Any, Any, Arrays]:
+    def forward(self, arrays: Arrays) -> Forward:
         """See `parallel.Method`."""
         a = self.attention
         state = self._local().forward(self._to_heads(arrays))
         wide: Any = a.eqn.outvars[0].aval
         result = self._back(finished(a, state, wide.dtype), a.result_dim, self.head.result)
-        return result, state.greatest, state.total, arrays
+        hidden = hidden_rows(a, state.greatest)
+        return Forward(result, hidden, state.greatest, state.total, arrays)
 
     def backward(self, kept: Arrays, saved: Saved) -> Arrays:
         """See `parallel.Method`."""

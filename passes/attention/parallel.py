@@ -21,6 +21,30 @@ from passes.attention.ring import Ring
 from passes.attention.zigzag import from_zigzag, to_zigzag
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """What the forward pass makes; a pytree.
+
+    Attributes:
+      result: of attention.
+      hidden: rows that saw no key, in the layout of the scores with one key; None where each row is
+        sure to see one, or all blocks of keys were computed.
+      greatest, total: of each row, in the order in which `kept` is.
+      kept: the arrays, for the backward pass.
+    """
+
+    result: Any
+    hidden: Any
+    greatest: Any
+    total: Any
+    kept: Arrays
+
+
+jax.tree_util.register_dataclass(
+    Forward, data_fields=["result", "hidden", "greatest", "total", "kept"], meta_fields=[]
+)
+
+
 class Method(Protocol):
     """How attention is spread: local functions, and where their arrays are cut."""
 
@@ -41,8 +65,8 @@ class Method(Protocol):
     def rows(self) -> tuple[int | None, int | None]:
         """Of the result, and of one number a row in the scores' layout."""
 
-    def forward(self, arrays: Arrays) -> tuple[Any, Any, Any, Arrays]:
-        """(result, greatest and total of each row, arrays to keep) of a device."""
+    def forward(self, arrays: Arrays) -> Forward:
+        """A device's share."""
 
     def backward(self, kept: Arrays, saved: Saved) -> Arrays:
         """Gradients by the arrays as given, from those kept."""
@@ -81,13 +105,17 @@ class RingMethod:
         """See `Method`."""
         return self.attention.result_dim, self.attention.steps.query
 
-    def forward(self, arrays: Arrays) -> tuple[Any, Any, Any, Arrays]:
+    def forward(self, arrays: Arrays) -> Forward:
         """See `Method`."""
         arrays = self._moved(arrays, to_zigzag)
         state = self.ring.forward(arrays)
         a = self.attention
         result = finished(a, state, a.eqn.outvars[0].aval.dtype)  # type: ignore[attr-defined]
-        return self._there(result, from_zigzag), state.greatest, state.total, arrays
+        hidden = hidden_rows(a, state.greatest)
+        if hidden is not None:
+            hidden = self._one(hidden, a.steps.query, from_zigzag)
+        result = self._there(result, from_zigzag)
+        return Forward(result, hidden, state.greatest, state.total, arrays)
 
     def backward(self, kept: Arrays, saved: Saved) -> Arrays:
         """See `Method`."""
@@ -135,22 +163,26 @@ def attend(method: Method, mesh: Mesh, arrays: Arrays) -> Any:
 
     @jax.custom_vjp
     def run(arrays: Arrays) -> tuple[Any, Any]:
-        result, greatest, _, _ = _forward(method, mesh, arrays)
-        return result, greatest
+        found = _forward(method, mesh, arrays)
+        return found.result, found.hidden
 
     def forward(arrays: Arrays) -> Any:
-        result, greatest, total, kept = _forward(method, mesh, arrays)
-        return (result, greatest), (kept, result, greatest, total)
+        found = _forward(method, mesh, arrays)
+        return (found.result, found.hidden), found
 
-    def backward(residuals: Any, cotangents: Any) -> Any:
-        kept, result, greatest, total = residuals
-        return (_backward(method, mesh, kept, result, greatest, total, cotangents[0]),)
+    def backward(found: Forward, cotangents: Any) -> Any:
+        return (_backward(method, mesh, found, cotangents[0]),)
 
     run.defvjp(forward, backward)
-    result, greatest = run(arrays)
-    if not rows_may_be_hidden(method.attention):
+    result, hidden = run(arrays)
+    if hidden is None:
         return result
-    return _with_hidden_rows(method.attention, result, greatest, arrays.keys[1])
+    return _with_hidden_rows(method.attention, result, hidden, arrays.keys[1])
+
+
+def hidden_rows(attention: Attention, greatest: Any) -> Any:
+    """Rows whose scores are all hugely negative, where blocks of keys were left out for them."""
+    return greatest < HIDDEN / 2 if rows_may_be_hidden(attention) else None
 
 
 def rows_may_be_hidden(attention: Attention) -> bool:
@@ -162,7 +194,7 @@ def rows_may_be_hidden(attention: Attention) -> bool:
     return not (band.alone and same and band.least <= 0 <= band.most)
 
 
-def _with_hidden_rows(attention: Attention, result: Any, greatest: Any, value: Any) -> Any:
+def _with_hidden_rows(attention: Attention, result: Any, hidden: Any, value: Any) -> Any:
     """A row all of whose scores are the same huge negative weighs all values alike."""
     a = attention
     shape = list(a.shape)
@@ -171,34 +203,31 @@ def _with_hidden_rows(attention: Attention, result: Any, greatest: Any, value: A
     both = (weights, value) if a.result.first else (value, weights)
     params = {**a.result.params, "preferred_element_type": result.dtype}
     mean = jax.lax.dot_general_p.bind(*both, **params)
-    hidden = to_result(a, jax.lax.stop_gradient(greatest) < HIDDEN / 2)
-    return jnp.where(hidden, mean, result)
+    return jnp.where(to_result(a, hidden), mean, result)
 
 
-def _forward(method: Method, mesh: Mesh, arrays: Arrays) -> tuple[Any, Any, Any, Arrays]:
+def _forward(method: Method, mesh: Mesh, arrays: Arrays) -> Forward:
     wide, row = method.rows()
     a = method.attention
     rows = _spec(row, len(a.shape), method)
-    outs = (
+    outs = Forward(
         _spec(wide, len(a.result_dims), method),
+        rows if rows_may_be_hidden(a) else None,
         rows,
         rows,
         _specs(method.kept(), arrays, method),
     )
-    found: tuple[Any, Any, Any, Arrays] = _shard_map(
-        method.forward, mesh, method, (_specs(method.given(), arrays, method),), outs
-    )(arrays)
+    given = (_specs(method.given(), arrays, method),)
+    found: Forward = _shard_map(method.forward, mesh, method, given, outs)(arrays)
     return found
 
 
-def _backward(
-    method: Method, mesh: Mesh, kept: Arrays, result: Any, greatest: Any, total: Any, bar: Any
-) -> Arrays:
-    a = method.attention
+def _backward(method: Method, mesh: Mesh, found: Forward, cotangent: Any) -> Arrays:
+    a, kept, greatest = method.attention, found.kept, found.greatest
     wide, row = method.rows()
-    inner = to_rows(a, bar.astype(greatest.dtype) * result.astype(greatest.dtype))
+    inner = to_rows(a, cotangent.astype(greatest.dtype) * found.result.astype(greatest.dtype))
     rows = _spec(row, len(a.shape), method)
-    saved = Saved(bar, greatest, total, inner)
+    saved = Saved(cotangent, greatest, found.total, inner)
     specs = (
         _specs(method.kept(), kept, method),
         Saved(_spec(wide, len(a.result_dims), method), rows, rows, rows),
@@ -206,15 +235,16 @@ def _backward(
     given = _specs(method.given(), kept, method)
 
     def local(kept: Arrays, saved: Saved) -> Arrays:
-        found = method.backward(kept, saved)
         return jax.tree.map(
             lambda x, like: x if x is None else x.astype(like.dtype),
-            found, kept, is_leaf=lambda x: x is None,
-        )  # fmt: skip
+            method.backward(kept, saved),
+            kept,
+            is_leaf=lambda x: x is None,
+        )
 
     outs = jax.tree.map(lambda x, spec: spec if is_differentiable(x) else None, kept, given)
-    found: Arrays = _shard_map(local, mesh, method, specs, outs)(kept, saved)
-    return found
+    gradients: Arrays = _shard_map(local, mesh, method, specs, outs)(kept, saved)
+    return gradients
 
 
 def _spec(dim: int | None, rank: int, method: Method) -> PartitionSpec:

@@ -200,18 +200,31 @@ def _changed_weights(eqn: ir.JaxprEqn, side: int, scope: Scope) -> Refusal | Non
         return None
     reached: list[tuple[Any, Scope, int]] = [(eqn.invars[side], scope, 0)]
     for atom, place, depth in reached:
+        maker, where = place.maker(atom)
+        if maker is not None and maker.primitive.name == "exp":
+            return _unnormalised(eqn, side, maker, where)
         softmax = softmax_of(atom, place) if depth else None
         if softmax is not None and softmax.dim == dot.contracted[side][0]:
             if _product_before(softmax) is None:
                 return None
             reason = "its weights are changed after the softmax (dropout?)"
             return Refusal(ir.source_line(eqn), reason)
-        maker, where = place.maker(atom)
         if maker is None or maker.primitive.name not in ELEMENTWISE or depth == _CHANGES:
             continue
         same = [x for x in maker.invars if _shape(x) == _shape(eqn.invars[side])]
         reached.extend((x, where, depth + 1) for x in same)
     return None
+
+
+def _unnormalised(eqn: ir.JaxprEqn, side: int, maker: ir.JaxprEqn, scope: Scope) -> Refusal | None:
+    """Says so where exponentials of scores meet values before they are divided by their sum."""
+    dim = _Dot.of(eqn).contracted[side][0]
+    if len(_shape(maker.outvars[0])) != len(_shape(eqn.invars[side])):
+        return None
+    if _product_before(Softmax(maker.outvars[0], scope, dim)) is None:
+        return None
+    reason = "its weights meet the values before they are normalised: use jax.nn.softmax"
+    return Refusal(ir.source_line(eqn), reason)
 
 
 def _product_before(softmax: Softmax) -> tuple[ir.JaxprEqn, Scope, Dims] | None:

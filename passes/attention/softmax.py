@@ -7,7 +7,8 @@ from passes import ir
 from passes.attention.scopes import Scope, called
 
 _SAME_VALUES = frozenset(("convert_element_type", "copy", "name", "stop_gradient"))
-_SAME_ROWS = _SAME_VALUES | {"broadcast_in_dim", "reshape", "squeeze"}
+# The library takes the absolute value of a sum of exponentials, which is positive.
+_SAME_ROWS = _SAME_VALUES | {"broadcast_in_dim", "reshape", "squeeze", "abs"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
