@@ -10,7 +10,7 @@ lower    autodiff, optimizer, constraints, jit               lower
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optax
 from flax import linen
@@ -86,6 +86,7 @@ def compile(
     argument_roles: Sequence[Role | str] | None = None,
     passes: Any = None,
     pass_checks: Checks | None = None,
+    offload: Literal["none", "optimizer"] = "none",
 ) -> Any:
     """Plan and compile a model for a mesh.
 
@@ -112,6 +113,8 @@ def compile(
       passes: what rewrites the program: text such as `"stack_layers, microbatch(count=4)"`, a
         `Pass`, or a list of these (`docs/passes.md`). None: those that `plan` was made with.
       pass_checks: what follows each pass: comparison on random data, dumps.
+      offload: `optimizer`: its state lives in host memory and is streamed through the device, layer
+        by layer. (Activations are offloaded by the pass `remat`.)
 
     Returns:
       A `CompiledModel`, or a `CompiledFunction` for a plain function.
@@ -123,6 +126,11 @@ def compile(
     """
     if task not in TASKS:
         raise ModelError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    if offload not in ("none", "optimizer"):
+        raise ModelError(
+            f"offload={offload!r} is unknown: use 'optimizer' or 'none' (the pass remat offloads "
+            "activations)"
+        )
     if optimizer is not None and not hasattr(optimizer, "update"):
         raise ModelError(
             f"optimizer={optimizer!r} is not an optax transformation: pass one, such as "
@@ -154,5 +162,6 @@ def compile(
         precision=Precision.of(dtype),
         donate=donate,
         passes=chosen,
+        offloads=offload == "optimizer",
     )
     return CompiledModel(recipe, batch, given)

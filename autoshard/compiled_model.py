@@ -24,11 +24,19 @@ from autoshard.input_checks import (
     check_batch,
     state_problem,
     with_shardings,
+    without_shardings,
 )
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
+from autoshard.optimizer_offload import (
+    Offload,
+    make_update,
+    on_device,
+    plan_offload,
+    state_memories,
+)
 from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.report import MemoryReport, memory_report
@@ -38,6 +46,7 @@ from autoshard.state import TrainState
 from autoshard.target import Target, check_context
 from autoshard.trace import TracedModel, abstract, trace_model
 from passes.hlo.machine import MachineModel
+from passes.program import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Recipe:
       wishes: what the user asked of the planner.
       precision: dtype policy.
       passes: what rewrites the program.
+      offloads: whether the optimizer's state lives in host memory.
       donate: whether `step` reuses the memory of the state that it is given.
     """
 
@@ -63,6 +73,7 @@ class Recipe:
     precision: Precision
     donate: bool
     passes: Passes = dataclasses.field(default_factory=Passes)
+    offloads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +185,8 @@ class CompiledModel:
             return state
         like = self._user_structure()
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_user_state)
+        if self._recipe.offloads:
+            return stacking.unstacked(state, like, shardings)
         return jax.jit(lambda s: stacking.unstacked(s, like), out_shardings=shardings)(state)
 
     def from_user_state(self, state: TrainState) -> TrainState:
@@ -182,6 +195,8 @@ class CompiledModel:
         if not stacking.stacks:
             return state
         like = self.abstract_state
+        if self._recipe.offloads:
+            return stacking.stacked(state, like, self.state_sharding)
         make = jax.jit(lambda s: stacking.stacked(s, like), out_shardings=self.state_sharding)
         return make(state)
 
@@ -380,7 +395,21 @@ class CompiledModel:
 
     def _shardings(self, traced: TracedModel) -> lowering.Shardings:
         ready = self._ready()
-        return lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+        made = lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+        if not self._recipe.offloads:
+            return made
+        state = dataclasses.replace(
+            on_device(made.state), opt_state=state_memories(made.state.opt_state, self._offload())
+        )
+        return dataclasses.replace(made, state=state, batch=on_device(made.batch))
+
+    def _offload(self) -> Offload:
+        """Which of the optimizer's state lives on the host."""
+        ready = self._ready()
+        made = lowering.make_shardings(ready.plan, self.mesh, ready.traced, ready.opt_state)
+        arrays = [a for a in ready.plan.arrays if a.leaf.role is Role.PARAMETER]
+        stacked = [a.dims[:1] == ("layers",) for a in arrays]
+        return plan_offload(ready.traced.params, ready.opt_state, made.state.opt_state, stacked)
 
     def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
         batch = self._global(batch)
@@ -444,10 +473,20 @@ class CompiledModel:
             return jax.jit(evaluate).lower(self.abstract_state, specs)
         self._check_trains()
         assert recipe.optimizer is not None
-        step: Callable[..., Any] = lowering.make_step(traced, shardings, recipe.optimizer)
+        donated = (0,) if recipe.donate else ()
+        if not recipe.offloads:
+            update = lowering.plain_update(recipe.optimizer)
+            step: Callable[..., Any] = lowering.make_step(traced, shardings, update)
+            jitted = jax.jit(step, out_shardings=(shardings.state, None), donate_argnums=donated)
+            return jitted.lower(self.abstract_state, specs)
+        step = lowering.make_step(traced, shardings, make_update(recipe.optimizer, self._offload()))
+        places = shardings.state, shardings.batch
         jitted = jax.jit(
             step,
-            out_shardings=(shardings.state, None),
-            donate_argnums=(0,) if recipe.donate else (),
+            in_shardings=places,
+            out_shardings=(shardings.state, shardings.state.rng),
+            donate_argnums=donated,
         )
-        return jitted.lower(self.abstract_state, specs)
+        # Devices that are there only to compile for may know memories on the abstract mesh alone.
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(*map(without_shardings, (self.abstract_state, specs)))

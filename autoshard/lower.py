@@ -27,6 +27,9 @@ from autoshard.trace import TracedModel
 from passes.accumulate import accumulated, whole_function
 from passes.program import Role
 
+# (gradients, optimizer's state, parameters, value=loss) -> (parameters, state)
+Update = Callable[..., tuple[Any, Any]]
+
 
 def partition_spec(spec: Spec) -> PartitionSpec:
     """JAX's form of a spec."""
@@ -233,25 +236,32 @@ def _outputs(traced: TracedModel, outputs: Sequence[Any]) -> tuple[Any, Any, Any
 
 
 def make_step(
-    traced: TracedModel, shardings: Shardings, optimizer: optax.GradientTransformation
+    traced: TracedModel, shardings: Shardings, update: Update
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One optimizer update: (state, batch) -> (state, metrics)."""
     gradient = make_gradient(traced, shardings)
-    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         rng = jax.random.fold_in(state.rng, state.step)
         (loss, (model_state, extra)), gradients = gradient(
             state.params, state.model_state, batch, rng
         )
-        updates, opt_state = update(
-            gradients, state.opt_state, state.params, value=loss, grad=gradients
-        )
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = update(gradients, state.opt_state, state.params, value=loss)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **dict(extra)}
         return TrainState(state.step + 1, params, opt_state, model_state, state.rng), metrics
 
     return step
+
+
+def plain_update(optimizer: optax.GradientTransformation) -> Update:
+    """The optimizer's update, all of its state on the device."""
+    update = optax.with_extra_args_support(optimizer).update
+
+    def run(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        updates, state = update(gradients, state, params, grad=gradients, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return run
 
 
 def make_eval(traced: TracedModel, shardings: Shardings) -> Callable[[TrainState, Any], Any]:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from autoshard.adapters import path_name
 from autoshard.state import TrainState
+from passes.host_stream import DEVICE, HOST
 from passes.program import Leaf, Program, Role
 
 
@@ -48,21 +49,29 @@ class Stacking:
             _insert(tree, leaf.path, _stack(arrays) if leaf.parts else arrays[0])
         return tree
 
-    def stacked(self, state: TrainState, like: TrainState) -> TrainState:
+    def stacked(
+        self, state: TrainState, like: TrainState, places: TrainState | None = None
+    ) -> TrainState:
         """A state in the user's tree, as one that is stacked.
 
         Args:
           state: concrete or abstract arrays.
           like: any stacked state, abstract: its structure.
+          places: shardings of the result, where some of the optimizer's state is in host memory:
+            each array is then fetched, stacked and placed by itself.
         """
         return dataclasses.replace(
             state,
             params=self.stacked_params(state.params),
-            opt_state=self._optimizer(state.opt_state, like.opt_state, self._to_stacked()),
+            opt_state=self._optimizer(
+                state.opt_state, like.opt_state, self._to_stacked(), places and places.opt_state
+            ),
         )
 
-    def unstacked(self, state: TrainState, like: TrainState) -> TrainState:
-        """A stacked state in the user's tree; `like` is any state in the user's tree."""
+    def unstacked(
+        self, state: TrainState, like: TrainState, places: TrainState | None = None
+    ) -> TrainState:
+        """A stacked state in the user's tree; `like` is any such state, `places` as above."""
         arrays = _by_path(state.params)
         found = {}
         for leaf in self.leaves:
@@ -72,7 +81,9 @@ class Stacking:
         params = jax.tree.unflatten(
             jax.tree.structure(like.params), [found[path] for path in _by_path(like.params)]
         )
-        opt_state = self._optimizer(state.opt_state, like.opt_state, self._to_user())
+        opt_state = self._optimizer(
+            state.opt_state, like.opt_state, self._to_user(), places and places.opt_state
+        )
         return dataclasses.replace(state, params=params, opt_state=opt_state)
 
     def _to_stacked(self) -> Mapping[str, tuple[tuple[str, int | None], ...]]:
@@ -88,23 +99,26 @@ class Stacking:
         }
 
     def _optimizer(
-        self, state: Any, like: Any, sources: Mapping[str, tuple[tuple[str, int | None], ...]]
+        self,
+        state: Any,
+        like: Any,
+        sources: Mapping[str, tuple[tuple[str, int | None], ...]],
+        places: Any,
     ) -> Any:
         """Another structure's leaves, each from the leaves of `state` that its parameter names."""
         have = _by_path(state)
+        there = {} if places is None else _by_path(places)
         stacks = {leaf.path for leaf in self.leaves if leaf.parts}
         leaves = []
-        for name, leaf in _by_path(like).items():
+        for name in _by_path(like):
             prefix, parameter = _split(name, sources)
             if parameter is None:
                 leaves.append(have[name])
                 continue
-            parts = [
-                have[prefix + path] if index is None else _part(have[prefix + path], index)
-                for path, index in sources[parameter]
-            ]
-            leaves.append(_stack(parts) if parameter in stacks else parts[0])
-            del leaf
+            found = [(_fetched(have[prefix + path]), index) for path, index in sources[parameter]]
+            parts = [x if index is None else _part(x, index) for x, index in found]
+            made = _stack(parts) if parameter in stacks else parts[0]
+            leaves.append(jax.device_put(made, there[name]) if name in there else made)
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -133,6 +147,16 @@ def _insert(tree: dict[str, Any], path: str, value: Any) -> None:
     for name in above:
         tree = tree.setdefault(name, {})
     tree[last] = value
+
+
+def _fetched(x: Any) -> Any:
+    """An array in the device's memory."""
+    sharding = getattr(x, "sharding", None)
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+        return x
+    if getattr(sharding, "memory_kind", None) != HOST:
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind(DEVICE))
 
 
 def _stack(arrays: Sequence[Any]) -> Any:

@@ -101,6 +101,7 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
             plan=given,
             passes=config.pass_names or None,
             pass_checks=pass_checks(config),
+            offload="optimizer" if "optimizer" in config.offloaded else "none",
         )
     with waiter.phase(f"compiling and simulating, mesh {compiled.plan.mesh.shape}") as tick:
         report = compiled.compile_report(

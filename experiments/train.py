@@ -103,6 +103,7 @@ def compile_model(config: TrainConfig, spec: models.ModelSpec) -> Any:
         plan=config.plan or None,
         passes=config.pass_names or None,
         pass_checks=pass_checks(config),
+        offload="optimizer" if "optimizer" in config.offloaded else "none",
     )
 
 
