@@ -1,10 +1,14 @@
 """Attention with heads cut instead of positions: all positions, a share of the heads.
 
-Two ways there. `exchange`: an all-to-all of queries, keys, values and results inside attention
-(Jacobs et al., "DeepSpeed Ulysses: System Optimizations for Enabling Training of Extreme Long
-Sequence Transformer Models", 2023). Without it attention's operands are constrained to be cut along
-heads, and the partitioner brings them there; where projections are cut along heads already (tensor
-parallelism), nothing moves.
+Two ways there, both by constraint, so that the partitioner moves what has to move and leaves other
+axes alone (`jax.lax.all_to_all` over one axis of a mesh would gather over the others first):
+
+    ulysses   arrays cut along positions up to attention and after it, so that it is an all-to-all
+              of query, key, value and result (Jacobs et al., "DeepSpeed Ulysses: System
+              Optimizations for Enabling Training of Extreme Long Sequence Transformer Models",
+              2023)
+    heads     cut along heads, wherever they come from: where projections are cut along heads
+              already (tensor parallelism), nothing moves
 
 Keys and values that are shared along the dimension that is cut are gathered whole.
 """
@@ -33,7 +37,7 @@ class HeadsMethod:
       axes: mesh axes, major to minor.
       size: devices along them.
       head: the dimension that is cut.
-      exchange: whether arrays come cut along positions and are exchanged inside.
+      exchange: whether arrays are cut along positions around attention.
     """
 
     tiles: Tiles
@@ -47,66 +51,42 @@ class HeadsMethod:
         """See `parallel.Method`."""
         return self.tiles.attention
 
-    def given(self) -> Arrays:
+    @property
+    def positions_outside(self) -> bool:
         """See `parallel.Method`."""
-        kept = self.kept()
-        if not self.exchange:
-            return kept
-        a = self.attention
-        return dataclasses.replace(
-            kept,
-            queries=(a.query_dim, *kept.queries[1:]),
-            keys=(a.key_dim, a.value_dim, *kept.keys[2:]),
-        )
+        return self.exchange
 
-    def kept(self) -> Arrays:
+    def cut(self) -> Arrays:
         """See `parallel.Method`."""
-        a, h = self.attention, self.head
-        if self.exchange:
-            query, key, value = a.query_dim, a.key_dim, a.value_dim
-            own: Any = (query, key, value)
-        else:
-            own = (h.query, h.key, h.value)
+        h = self.head
         return Arrays(
-            (own[0], *self._leaves(Along.QUERY)),
-            (own[1], own[2], *self._leaves(Along.KEY)),
+            (h.query, *self._leaves(Along.QUERY)),
+            (h.key, h.value, *self._leaves(Along.KEY)),
             self._leaves(Along.BOTH),
             self._leaves(Along.NEITHER),
         )
 
-    def rows(self) -> tuple[int | None, int | None]:
+    def rows(self) -> tuple[int, int]:
         """See `parallel.Method`."""
-        a = self.attention
-        return (a.result_dim if self.exchange else self.head.result), self.head.dim
+        return self.head.result, self.head.dim
 
     def forward(self, arrays: Arrays) -> Forward:
         """See `parallel.Method`."""
         a = self.attention
-        state = self._local().forward(self._to_heads(arrays))
+        state = self._local().forward(arrays)
         wide: Any = a.eqn.outvars[0].aval
-        result = self._back(finished(a, state, wide.dtype), a.result_dim, self.head.result)
         hidden = hidden_rows(a, state.greatest)
+        result = finished(a, state, wide.dtype)
         return Forward(result, hidden, state.greatest, state.total, arrays)
 
     def backward(self, kept: Arrays, saved: Saved) -> Arrays:
         """See `parallel.Method`."""
-        a, h = self.attention, self.head
-        cotangent = self._there(saved.cotangent, a.result_dim, h.result)
-        local = dataclasses.replace(saved, cotangent=cotangent)
-        found = self._local().backward(self._to_heads(kept), local)
-        key, value, *rest = found.keys
+        found, places = self._local().backward(kept, saved), self.cut()
         return Arrays(
-            (
-                self._back(found.queries[0], a.query_dim, h.query),
-                *self._summed(found.queries[1:], Along.QUERY),
-            ),
-            (
-                self._home(key, a.key_dim, h.key),
-                self._home(value, a.value_dim, h.value),
-                *self._summed(rest, Along.KEY),
-            ),
-            self._summed(found.both, Along.BOTH),
-            self._summed(found.neither, Along.NEITHER),
+            self._summed(found.queries, places.queries),
+            self._summed(found.keys, places.keys),
+            self._summed(found.both, places.both),
+            self._summed(found.neither, places.neither),
         )
 
     def _local(self) -> Ring:
@@ -120,42 +100,9 @@ class HeadsMethod:
         dim = self.head.dim
         return tuple(x.dims.index(dim) if dim in x.dims else None for x in leaves)
 
-    def _to_heads(self, arrays: Arrays) -> Arrays:
-        a, h = self.attention, self.head
-        key, value, *rest = arrays.keys
-        return dataclasses.replace(
-            arrays,
-            queries=(self._there(arrays.queries[0], a.query_dim, h.query), *arrays.queries[1:]),
-            keys=(
-                self._there(key, a.key_dim, h.key),
-                self._there(value, a.value_dim, h.value),
-                *rest,
-            ),
-        )
-
-    def _there(self, x: Any, positions: int, heads: int | None) -> Any:
-        if not self.exchange:
-            return x
-        if heads is None:
-            return jax.lax.all_gather(x, self.axes, axis=positions, tiled=True)
-        return jax.lax.all_to_all(x, self.axes, heads, positions, tiled=True)
-
-    def _back(self, x: Any, positions: int, heads: int) -> Any:
-        if not self.exchange:
-            return x
-        return jax.lax.all_to_all(x, self.axes, positions, heads, tiled=True)
-
-    def _home(self, gradient: Any, positions: int, heads: int | None) -> Any:
-        """The gradient of a key or value, as that was given."""
-        if heads is not None:
-            return self._back(gradient, positions, heads)
-        if not self.exchange:
-            return jax.lax.psum(gradient, self.axes)
-        return jax.lax.psum_scatter(gradient, self.axes, scatter_dimension=positions, tiled=True)
-
-    def _summed(self, gradients: Sequence[Any], along: Along) -> tuple[Any, ...]:
-        """Of a leaf without heads each device has the share of its own heads."""
-        pairs = zip(gradients, self._leaves(along), strict=True)
+    def _summed(self, gradients: Sequence[Any], places: Sequence[int | None]) -> tuple[Any, ...]:
+        """Of an array without heads each device has the share of its own heads."""
         return tuple(
-            jax.lax.psum(x, self.axes) if x is not None and dim is None else x for x, dim in pairs
+            jax.lax.psum(x, self.axes) if x is not None and dim is None else x
+            for x, dim in zip(gradients, places, strict=True)
         )

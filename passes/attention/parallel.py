@@ -11,13 +11,21 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from passes.attention.arrays import Arrays, both_dims, is_differentiable, key_dims, query_dims
+from passes.attention.arrays import (
+    Arrays,
+    both_dims,
+    is_differentiable,
+    key_dims,
+    leaves_along,
+    query_dims,
+)
 from passes.attention.band import HIDDEN
 from passes.attention.block import Saved, finished, to_result, to_rows
 from passes.attention.pattern import Attention
 from passes.attention.ring import Ring
+from passes.attention.steps import Along
 from passes.attention.zigzag import from_zigzag, to_zigzag
 
 
@@ -56,14 +64,15 @@ class Method(Protocol):
     def axes(self) -> tuple[str, ...]:
         """Mesh axes that it is spread over."""
 
-    def given(self) -> Arrays:
-        """Dimension in which each array is cut; None where it is whole."""
+    @property
+    def positions_outside(self) -> bool:
+        """Whether query, key, value and result are cut along positions around attention."""
 
-    def kept(self) -> Arrays:
-        """The same for the arrays that are kept for the backward pass."""
+    def cut(self) -> Arrays:
+        """The dimension in which each array is cut; None where it is whole."""
 
-    def rows(self) -> tuple[int | None, int | None]:
-        """Of the result, and of one number a row in the scores' layout."""
+    def rows(self) -> tuple[int, int]:
+        """The same of the result, and of one number a row in the scores' layout."""
 
     def forward(self, arrays: Arrays) -> Forward:
         """A device's share."""
@@ -88,20 +97,19 @@ class RingMethod:
         """See `Method`."""
         return self.ring.axes
 
-    def given(self) -> Arrays:
+    @property
+    def positions_outside(self) -> bool:
+        """See `Method`; `shard_map` asks for it as it is."""
+        return False
+
+    def cut(self) -> Arrays:
         """See `Method`."""
         a = self.attention
         rows = tuple(d[0] for d in both_dims(a))
-        neither = tuple(
-            None for x in a.steps.leaves if not {a.steps.query, a.steps.key} & {*x.dims}
-        )
+        neither = tuple(None for _ in leaves_along(a, Along.NEITHER))
         return Arrays(query_dims(a), key_dims(a), rows, neither)
 
-    def kept(self) -> Arrays:
-        """See `Method`."""
-        return self.given()
-
-    def rows(self) -> tuple[int | None, int | None]:
+    def rows(self) -> tuple[int, int]:
         """See `Method`."""
         return self.attention.result_dim, self.attention.steps.query
 
@@ -132,7 +140,7 @@ class RingMethod:
     def _moved(self, arrays: Arrays, way: Callable[..., Any]) -> Arrays:
         if self.ring.chunks == 1:
             return arrays
-        given = self.given()
+        given = self.cut()
         return Arrays(
             tuple(map(lambda x, d: self._one(x, d, way), arrays.queries, given.queries)),
             tuple(map(lambda x, d: self._one(x, d, way), arrays.keys, given.keys)),
@@ -174,10 +182,33 @@ def attend(method: Method, mesh: Mesh, arrays: Arrays) -> Any:
         return (_backward(method, mesh, found, cotangents[0]),)
 
     run.defvjp(forward, backward)
+    a = method.attention
+    if method.positions_outside:
+        (query, *rows), (key, value, *columns) = arrays.queries, arrays.keys
+        query, key, value = (
+            _along(x, dim, method, mesh)
+            for x, dim in ((query, a.query_dim), (key, a.key_dim), (value, a.value_dim))
+        )
+        arrays = dataclasses.replace(arrays, queries=(query, *rows), keys=(key, value, *columns))
     result, hidden = run(arrays)
-    if hidden is None:
-        return result
-    return _with_hidden_rows(method.attention, result, hidden, arrays.keys[1])
+    if hidden is not None:
+        result = _with_hidden_rows(a, result, hidden, arrays.keys[1])
+    return _along(result, a.result_dim, method, mesh) if method.positions_outside else result
+
+
+def _along(x: Any, dim: int, method: Method, mesh: Mesh) -> Any:
+    """The array, cut along one dimension; how it is cut otherwise is left open."""
+    names: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    names[dim] = method.axes
+    spec = PartitionSpec(*names)
+    inside = _is_set(method)
+    return jax.lax.with_sharding_constraint(x, spec if inside else NamedSharding(mesh, spec))
+
+
+def _is_set(method: Method) -> bool:
+    """Whether a mesh with the method's axes is set here."""
+    context = jax.sharding.get_abstract_mesh()
+    return all(axis in context.axis_names for axis in method.axes)
 
 
 def hidden_rows(attention: Attention, greatest: Any) -> Any:
@@ -215,9 +246,9 @@ def _forward(method: Method, mesh: Mesh, arrays: Arrays) -> Forward:
         rows if rows_may_be_hidden(a) else None,
         rows,
         rows,
-        _specs(method.kept(), arrays, method),
+        _specs(method.cut(), arrays, method),
     )
-    given = (_specs(method.given(), arrays, method),)
+    given = (_specs(method.cut(), arrays, method),)
     found: Forward = _shard_map(method.forward, mesh, method, given, outs)(arrays)
     return found
 
@@ -229,10 +260,10 @@ def _backward(method: Method, mesh: Mesh, found: Forward, cotangent: Any) -> Arr
     rows = _spec(row, len(a.shape), method)
     saved = Saved(cotangent, greatest, found.total, inner)
     specs = (
-        _specs(method.kept(), kept, method),
+        _specs(method.cut(), kept, method),
         Saved(_spec(wide, len(a.result_dims), method), rows, rows, rows),
     )
-    given = _specs(method.given(), kept, method)
+    given = _specs(method.cut(), kept, method)
 
     def local(kept: Arrays, saved: Saved) -> Arrays:
         return jax.tree.map(
@@ -248,11 +279,9 @@ def _backward(method: Method, mesh: Mesh, found: Forward, cotangent: Any) -> Arr
 
 
 def _spec(dim: int | None, rank: int, method: Method) -> PartitionSpec:
-    if dim is None:
-        return PartitionSpec()
-    axes = method.axes
-    names = [None] * rank
-    names[dim] = axes if len(axes) > 1 else axes[0]  # type: ignore[call-overload]
+    names: list[Any] = [None] * rank
+    if dim is not None:
+        names[dim] = method.axes
     return PartitionSpec(*names)
 
 
@@ -271,12 +300,10 @@ def _specs(dims: Arrays, like: Arrays, method: Method) -> Arrays:
 def _shard_map(
     function: Callable[..., Any], mesh: Mesh, method: Method, specs: Any, outs: Any
 ) -> Callable[..., Any]:
-    context = jax.sharding.get_abstract_mesh()
-    inside = all(axis in context.axis_names for axis in method.axes)
     # Types of what varies over the axis are left out: no derivative is taken through this.
     return jax.shard_map(
         function,
-        mesh=None if inside else mesh,
+        mesh=None if _is_set(method) else mesh,
         in_specs=specs,
         out_specs=outs,
         axis_names=set(method.axes),

@@ -75,8 +75,8 @@ def program(writing: Writing, given: Any = None, masks: Any = None) -> Program:
 
     def loss(params: Any, batch: Any) -> Any:
         extra = {**batch, "bias": params["bias"], "slopes": params["slopes"]}
-        operands = [10 * params[name] for name in ("query", "key", "value")]
-        result = writing(*operands, extra).astype(jnp.float32)
+        query, key, value = (10 * params[name] for name in ("query", "key", "value"))
+        result = writing(query, key, value, extra).astype(jnp.float32)
         weights = 1.5 + jnp.cos(jnp.arange(result.size, dtype=jnp.float32))
         return jnp.mean(jnp.exp(result / 2) * weights.reshape(result.shape))
 
@@ -224,7 +224,8 @@ def one_key_head(q: Any, k: Any, v: Any, batch: Any) -> Any:
 
 def repeated(q: Any, k: Any, v: Any, batch: Any) -> Any:
     """Key heads repeated."""
-    return einsum(causal)(q, *(jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v)), {})
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    return einsum(causal)(q, k, v, {})
 
 
 def mapped(q: Any, k: Any, v: Any, batch: Any) -> Any:
