@@ -12,6 +12,7 @@ from passes.constrain import Constrain
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import Pass
 from passes.precision import MixedPrecision
+from passes.remat import Remat
 from passes.sequence import Sequence as SequencePass
 from passes.simplify import Simplify
 from passes.stack_layers import StackLayers
@@ -23,6 +24,7 @@ CLASSES: Mapping[str, type[Any]] = MappingProxyType(
         "stack_layers": StackLayers,
         "sequence": SequencePass,
         "constrain": Constrain,
+        "remat": Remat,
         "microbatch": Microbatch,
     }
 )

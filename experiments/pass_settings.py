@@ -7,7 +7,7 @@ from experiments.flag_fields import ConfigError, FlagFields, option
 STAGE_AXIS = "stage"
 SEQUENCE_AXIS = "seq"
 
-REMAT = ("", "auto", "full", "none", "dots", "dots_no_batch")
+REMAT = ("", "auto", "full", "none", "dots", "dots_no_batch", "offload_dots")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 SEQUENCE = ("", "auto", "ring", "bidirectional", "ulysses", "heads")
 
@@ -34,8 +34,8 @@ class PassSettings(FlagFields):
     remat: str = option(
         "",
         "What the backward pass computes again: `auto` solves for what to save within "
-        "--remat_budget_gib; `full`, `dots`, `dots_no_batch`, `none` are JAX's. Empty: the model's "
-        "own.",
+        "--remat_budget_gib; `full`, `dots`, `dots_no_batch`, `offload_dots` and `none` are JAX's. "
+        "Empty: the model's own.",
     )
     remat_budget_gib: float = option(
         0.0, "GiB a device for saved activations, with --remat=auto. 0: what the device has left."
