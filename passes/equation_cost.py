@@ -151,7 +151,8 @@ class CostModel:
         return max(flops / (rate * self.machine.efficiency), traffic / self.machine.hbm_bytes_per_s)
 
     def _product(self, eqn: ir.JaxprEqn, spec_of: SpecOf, held: frozenset[Any]) -> EquationCost:
-        left, right = eqn.invars
+        left: Any = eqn.invars[0]
+        right: Any = eqn.invars[1]
         result: Any = eqn.outvars[0]
         (left_c, right_c), _ = eqn.params["dimension_numbers"]
         specs = [_padded(spec_of(x), x) for x in (left, right, result)]
@@ -201,7 +202,7 @@ class CostModel:
             steps = math.prod(n for n in grid if isinstance(n, int))
             inner = self._inner(eqn.params["jaxpr"], _whole).times(steps)
             return dataclasses.replace(inner, hbm_bytes=traffic)
-        large = max((x.aval for x in eqn.invars), key=array_bytes)
+        large: Any = max((x.aval for x in eqn.invars), key=array_bytes)
         busy = self._matrix_s(estimate.flops, estimate.bytes_accessed, large.dtype)
         busy += 2 * _TRANSCENDENTAL_FLOPS * estimate.transcendentals / self.machine.vector_flops
         return EquationCost(busy, estimate.flops, estimate.bytes_accessed)

@@ -77,16 +77,17 @@ class Remat:
             return with_bodies(flat, bodies).noting(
                 f"{len(loops)} loops under JAX's policy {self.policy!r}"
             )
-        if flat.placement is None:
-            raise PassError(
-                "there is no plan yet, and what a value costs depends on its sharding: plan first, "
-                "or use one of " + ", ".join(map(repr, _BUILT_IN))
-            )
-        traces, rates = traced(flat, loops), self._rates(flat)
+        traces, rates = planned_blocks(flat, loops), self._rates(flat)
         budget = self.budget_bytes if self.budget_bytes is not None else default_budget(flat)
         problems = [trace.problem for trace in traces]
         choice = solve(problems, budget, rates)
-        return realised(flat, traces, choice).noting(*_notes(traces, choice, budget))
+        return realised(flat, traces, choice).noting(
+            f"saved on a device: {_mib(saved_bytes(problems, choice))} of a budget of "
+            f"{_mib(budget)}; {choice.seconds * 1e3:.3f} ms a step for what is made again and the "
+            "traffic of what is kept"
+            + ("" if choice.proved else " (the best choice found, not proved best)"),
+            *summary(traces, choice),
+        )
 
     def _check(self, program: Program) -> None:
         if self.policy != "auto" and self.policy not in _BUILT_IN:
@@ -100,8 +101,6 @@ class Remat:
             raise PassError(f"policy {self.policy!r} has no budget or offload: use policy='auto'")
         if self.budget_bytes is not None and self.budget_bytes < 0:
             raise PassError(f"budget_bytes={self.budget_bytes} is below zero")
-        if program.gradient is not None:
-            raise PassError("the gradient is computed by a pass before it: put remat first")
 
     def _rates(self, program: Program) -> Rates:
         assert program.placement is not None
@@ -118,13 +117,13 @@ def flat_loops(program: Program) -> tuple[Program, list[Loop]]:
     """The program with flat loop bodies, and its loops over parameters.
 
     Raises:
-      PassError: there is none.
+      PassError: there is none, or the gradient is no longer that of the equations.
     """
+    if program.gradient is not None:
+        raise PassError("the gradient is computed by a pass before it: put this one first")
     jaxpr, consts = ir.closed(inline_calls(program.jaxpr))
     eqns = [flat_body(eqn) if eqn.primitive.name == "scan" else eqn for eqn in jaxpr.eqns]
-    flat = dataclasses.replace(
-        program, jaxpr=ir.ClosedJaxpr(jaxpr.replace(eqns=eqns), consts)
-    )
+    flat = dataclasses.replace(program, jaxpr=ir.ClosedJaxpr(jaxpr.replace(eqns=eqns), consts))
     loops = list(_loops(flat))
     if not loops:
         raise PassError(
@@ -138,7 +137,9 @@ def _loops(program: Program) -> Iterator[Loop]:
     jaxpr, _ = ir.closed(program.jaxpr)
     parameters = set(program.with_role(Role.PARAMETER))
     trained = {var for i, var in enumerate(jaxpr.invars) if i in parameters}
-    origin = {var: program.inputs[i].path for i, var in enumerate(jaxpr.invars) if i in parameters}
+    origin: dict[Any, str] = {
+        var: program.inputs[i].path for i, var in enumerate(jaxpr.invars) if i in parameters
+    }
     found = 0
     for eqn in jaxpr.eqns:
         operands = [x for x in eqn.invars if not ir.is_literal(x)]
@@ -162,10 +163,18 @@ def _loops(program: Program) -> Iterator[Loop]:
         found += 1
 
 
-def traced(program: Program, loops: list[Loop]) -> list[BlockTrace]:
-    """The problem of each loop of a planned program."""
+def planned_blocks(program: Program, loops: list[Loop]) -> list[BlockTrace]:
+    """The problem of each loop of a program.
+
+    Raises:
+      PassError: the program is not planned.
+    """
     placement = program.placement
-    assert placement is not None
+    if placement is None:
+        raise PassError(
+            "there is no plan yet, and what a value costs depends on its sharding: plan first, or "
+            "use one of Remat's policies " + ", ".join(map(repr, _BUILT_IN))
+        )
     specs: Mapping[ir.Var, Spec] = placement.specs(program)
     costs = CostModel(placement.machine, placement.mesh)
     return [trace_block(loop, value_names(loop), specs, costs) for loop in loops]
@@ -195,9 +204,7 @@ def realised(program: Program, traces: list[BlockTrace], choice: Choice) -> Prog
         carries = set(trace.loop.carries)
         values = trace.problem.values
         saved = {
-            trace.variable[i]: values[i].name
-            for i in one.saved
-            if trace.variable[i] not in carries
+            trace.variable[i]: values[i].name for i in one.saved if trace.variable[i] not in carries
         }
         host = {trace.variable[i]: values[i].name for i in one.offloaded}
         names = _POLICIES.save_only_these_names(*sorted(saved.values()))
@@ -232,14 +239,11 @@ def with_bodies(program: Program, bodies: Mapping[int, ir.ClosedJaxpr]) -> Progr
     return dataclasses.replace(program, jaxpr=ir.ClosedJaxpr(jaxpr.replace(eqns=eqns), consts))
 
 
-def _notes(traces: list[BlockTrace], choice: Choice, budget: float) -> list[str]:
-    problems = [trace.problem for trace in traces]
-    notes = [
-        f"saved on a device: {_mib(saved_bytes(problems, choice))} of a budget of {_mib(budget)}; "
-        f"{choice.seconds * 1e3:.3f} ms a step for what is made again and the traffic of what is "
-        "kept" + ("" if choice.proved else " (the best choice found, not proved best)")
-    ]
-    for problem, one in zip(problems, choice.blocks, strict=True):
+def summary(traces: list[BlockTrace], choice: Choice) -> list[str]:
+    """What is kept of each loop, in sentences; sizes are of a device."""
+    notes = []
+    for trace, one in zip(traces, choice.blocks, strict=True):
+        problem = trace.problem
         again = sum(problem.steps[e].flops for e in one.repeated)
         share = again / problem.forward_flops if problem.forward_flops else 0.0
         host = kept_bytes(problem, one.offloaded)

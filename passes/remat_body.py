@@ -113,7 +113,7 @@ def _differentiable(atom: Any) -> bool:
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
-def _derivative(eqn: ir.JaxprEqn, operands: Sequence[Any]) -> tuple[ir.Jaxpr, list[ir.Var]]:
+def _derivative(eqn: ir.JaxprEqn, operands: Sequence[Any]) -> tuple[ir.Jaxpr, list[Any]]:
     """(operands, tangents of floating operands -> result, its tangent), and the result in it."""
     closed = jax.make_jaxpr(_pushforward(eqn))(operands, _floating(eqn, operands))
     jaxpr = ir.closed(closed)[0]
@@ -152,8 +152,9 @@ def _named_inside(eqn: ir.JaxprEqn, name: str, operands: Sequence[Any]) -> Any:
         floating = _floating(eqn, tangents)
         closed = jax.make_jaxpr(_pushforward(eqn))(values, floating)
         jaxpr, consts = ir.closed(closed)
+        results: list[Any] = [x for x in jaxpr.outvars[:1] if not ir.is_literal(x)]
         leaves = [*values, *floating]
-        named = NamedBody(jaxpr, consts, {x: name for x in jaxpr.outvars[:1]}, rules=False)
+        named = NamedBody(jaxpr, consts, dict.fromkeys(results, name), rules=False)
         result, tangent = named(*leaves)
         return result, tangent
 

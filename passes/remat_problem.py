@@ -2,9 +2,9 @@
 
 The backward pass of one iteration *needs* some values. A value is there if it is saved on the
 device, kept on the host, or made again by its equation from values that are there in turn
-(Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", 2020; here
-each body is one problem, since all iterations are alike and each is one segment of the backward
-pass).
+(Jain et al., "Checkmate: Breaking the Memory Wall with Optimal Tensor Rematerialization", 2020;
+here each body is one problem, since all iterations are alike and each is one segment of the
+backward pass).
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ class Choice:
 
     Attributes:
       blocks: one decision a block.
-      seconds: the objective: repeated equations, and the traffic of what is kept, of all iterations.
+      seconds: the objective: repeated equations and traffic of what is kept, all iterations.
       proved: whether the solver proved that no other choice is better.
     """
 

@@ -94,7 +94,7 @@ def solve(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> 
         raise PassError(
             f"a budget of {_mib(budget_bytes)} a device holds less than what must be kept for the "
             f"backward pass, {_mib(least_bytes)} (the values that loops carry): raise budget_bytes"
-            + ("" if rates.offload else ", allow offload='auto'")
+            + (", let transfers show" if rates.offload else ", allow offload='auto'")
             + ", or shard the activations further"
         )
     return _choice(blocks, columns, result[0], rates, result[1])

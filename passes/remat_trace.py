@@ -81,7 +81,6 @@ def value_names(loop: Loop) -> dict[ir.Var, str]:
     of floating arrays alone (parameters), which is made again from them.
     """
     body = loop.body
-    num_consts, _ = ir.scan_counts(loop.eqn)
     own = _own_values(loop)
     names: dict[ir.Var, str] = {}
     taken: collections.Counter[str] = collections.Counter()
@@ -94,7 +93,7 @@ def value_names(loop: Loop) -> dict[ir.Var, str]:
     for i, var in enumerate(loop.carries):
         if _is_array(var):
             add(var, f"carry{i}" if i else "carry")
-    origin = dict(zip(body.invars, loop.operand_names, strict=True))
+    origin: dict[Any, str] = dict(zip(body.invars, loop.operand_names, strict=True))
     for eqn in body.eqns:
         sources = [origin.get(x, "") for x in eqn.invars if not ir.is_literal(x)]
         for var in eqn.outvars:
@@ -229,7 +228,7 @@ def _residuals(loop: Loop, names: Mapping[ir.Var, str]) -> ir.ClosedJaxpr:
     """The body's operands -> what its derivative keeps, every value named."""
     body = NamedBody(loop.body, loop.consts, names)
     inexact = [
-        trained and bool(jnp.issubdtype(x.aval.dtype, jnp.inexact))
+        trained and bool(jnp.issubdtype(ir.spec(x).dtype, jnp.inexact))
         for trained, x in zip(loop.trained, loop.body.invars, strict=True)
     ]
 
@@ -268,8 +267,9 @@ def _inferred(eqn: ir.JaxprEqn, var: Any, spec_of: Mapping[Any, Spec]) -> Spec:
     """The spec of a value that only derivatives make: after the operand that it is made from."""
     shape = getattr(var.aval, "shape", ())
     name = eqn.primitive.name
-    for x in eqn.invars:
-        if ir.is_literal(x) or not spec_of.get(x):
+    operands: list[Any] = [x for x in eqn.invars if not ir.is_literal(x)]
+    for x in operands:
+        if not spec_of.get(x):
             continue
         spec = (*spec_of[x], *(((),) * (len(x.aval.shape) - len(spec_of[x]))))
         if x.aval.shape == shape:
