@@ -167,12 +167,13 @@ def test_schedule_warms_up_and_decays():
     assert float(learning_rate_schedule(TrainConfig(steps=1))(0)) > 0
 
 
-def test_only_matrices_decay_and_gradients_are_clipped():
+def test_biases_and_scales_do_not_decay():
     config = TrainConfig(steps=10, warmup_steps=0, learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer(config)
-    params = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones((2,))}
+    # By name: stacked over layers, a bias is a matrix.
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}
     state = optimizer.init(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, state, params)
-    np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
-    np.testing.assert_array_equal(updates["vector"], np.zeros(2))
+    np.testing.assert_allclose(updates["kernel"], -0.05 * np.ones((2, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], np.zeros((2, 2)))
