@@ -16,7 +16,8 @@ from jax import lax
 
 from passes.pipelining.run_schedule import Gradients, Microbatches
 from passes.pipelining.schedule import Backward, Phase, Run, Schedule
-from passes.pipelining.stage_steps import StageSteps, StageValues, merge, select
+from passes.pipelining.stage_steps import StageSteps
+from passes.pipelining.stage_values import StageValues, merge, select
 
 
 def gpipe(stages: int, microbatches: int) -> Schedule:
@@ -39,7 +40,7 @@ def run_gpipe(
 ) -> tuple[list[Any], Gradients]:
     """(the program's outputs, gradients of output 0)."""
     segments = steps.segments
-    constants = [i for i in segments.shared_constants]
+    constants = segments.shared_constants
 
     def loss(stacks: Any, shared: Any) -> tuple[Any, list[Any]]:
         everything = merge(

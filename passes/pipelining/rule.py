@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from passes import ir
 from passes.pipelining.gpipe import run_gpipe
 from passes.pipelining.run_schedule import Gradients, Microbatches, run_schedule
-from passes.pipelining.stage_steps import StageSteps, StageValues, merge, select
+from passes.pipelining.stage_steps import StageSteps
+from passes.pipelining.stage_values import StageValues, merge, select
 from passes.pipelining.vocabulary import Vocabulary
 from passes.program import Gather
 

@@ -10,6 +10,7 @@ microbatch it computes with whatever it has, and its output gradient is zero.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from jax import lax
 
 from passes.pipelining.schedule import Backward, Phase, Run
 from passes.pipelining.segments import Segments
-from passes.pipelining.stage_steps import StageSteps, StageValues, merge, select
+from passes.pipelining.stage_steps import StageSteps
+from passes.pipelining.stage_values import StageValues, merge, select
 
 # The microbatch's inputs by its index: int32[] -> [index, rows...].
 Rows = Callable[[Any], list[Any]]
@@ -116,7 +118,7 @@ def _first_state(steps: StageSteps, values: StageValues, around: Microbatches) -
     outputs = jax.eval_shape(
         lambda carried: around.leave(around.active, jnp.int32(0), carried), fresh
     )
-    constants = select(values.constants, steps.constant_active)
+    constants = select(values.constants, segments.constant_active)
     return {
         "tick": jnp.int32(0),
         "act": [jnp.broadcast_to(x, (stages, *x.shape)) for x in fresh],
@@ -143,11 +145,8 @@ def _run_phase(
     def once(state: Any, _: None) -> tuple[Any, None]:
         for run in phase.runs:
             if run.ticks:
-                state, _ = lax.scan(
-                    lambda state, _, run=run: (_tick(run, state, steps, values, around), None),
-                    state,
-                    length=run.ticks,
-                )
+                tick = functools.partial(_tick, run, steps, values, around)
+                state, _ = lax.scan(tick, state, length=run.ticks)
         return state, None
 
     if phase.repeats == 1:
@@ -156,8 +155,13 @@ def _run_phase(
 
 
 def _tick(
-    run: Run, state: dict[str, Any], steps: StageSteps, values: StageValues, around: Microbatches
-) -> dict[str, Any]:
+    run: Run,
+    steps: StageSteps,
+    values: StageValues,
+    around: Microbatches,
+    state: dict[str, Any],
+    _: None,
+) -> tuple[dict[str, Any], None]:
     segments, schedule = steps.segments, steps.schedule
     state, tick = dict(state), state["tick"]
     last = [jnp.zeros_like(x) for x in select(state["fresh"], segments.carried_active)]
@@ -183,7 +187,7 @@ def _tick(
     if run.enters:
         state["fresh"] = around.enter(around.active, schedule.entering(tick + 1))
     state["tick"] = tick + 1
-    return state
+    return state, None
 
 
 def _returned(state: dict[str, Any], steps: StageSteps, around: Microbatches) -> dict[str, Any]:

@@ -135,6 +135,11 @@ class Segments:
         """Places among the shared values of those that the body reads."""
         return tuple(x.index for x in self.constants if x.source is Source.SHARED)
 
+    @property
+    def constant_active(self) -> tuple[bool, ...]:
+        """Which of these have a gradient."""
+        return tuple(self.shared_active[i] for i in self.shared_constants)
+
     def _read(self, operand: Operand, carried: Sequence[Any]) -> Any:
         return carried[operand.index] if operand.source is Source.CARRIED else operand.value
 

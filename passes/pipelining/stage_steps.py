@@ -12,7 +12,7 @@ up over the stages, all others adding zero.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,39 +20,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from passes.pipelining.chunk import (
+    Sums,
+    chunk_backward,
+    chunk_forward,
+    is_checkpointed,
+    layers_backward,
+)
 from passes.pipelining.schedule import Backward, Schedule
 from passes.pipelining.segments import Segments
+from passes.pipelining.stage_values import Arrays, StageValues
 from passes.pipelining.stages import StageLayout
-
-Arrays = Sequence[Any]
-
-
-def select(values: Arrays, flags: Sequence[bool], wanted: bool = True) -> list[Any]:
-    """The values whose flag is `wanted`."""
-    return [x for x, flag in zip(values, flags, strict=True) if flag is wanted]
-
-
-def merge(active: Arrays, inert: Arrays, flags: Sequence[bool]) -> list[Any]:
-    """The inverse of `select`."""
-    one, other = iter(active), iter(inert)
-    return [next(one) if flag else next(other) for flag in flags]
-
-
-@dataclasses.dataclass(frozen=True)
-class StageValues:
-    """What stages compute with; constant over a step.
-
-    Attributes:
-      stages: int32[S], 0..S-1.
-      layers: int32[S * v * slots], the layer in each slot, -1 where there is none.
-      stacks: [S * v * slots, ...] each, in the stages' order.
-      constants: shared values that layers read.
-    """
-
-    stages: Any
-    layers: Any
-    stacks: list[Any]
-    constants: list[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +49,6 @@ class StageSteps:
     schedule: Schedule
     mesh: Mesh
     axis: str
-
-    @property
-    def constant_active(self) -> tuple[bool, ...]:
-        """Which of the body's shared constants have a gradient."""
-        active = self.segments.shared_active
-        return tuple(active[i] for i in self.segments.shared_constants)
 
     def forward(
         self, values: StageValues, tick: Any, act: Arrays, fresh: Arrays, kept: Arrays, emits: bool
@@ -97,8 +69,11 @@ class StageSteps:
         """
         owned, whole = PartitionSpec(self.axis), PartitionSpec()
 
-        def run(stages: Any, layers: Any, stacks: Any, constants: Any, tick: Any, act: Any,
-                fresh: Any, kept: Any) -> Any:  # fmt: skip
+        def run(
+            stages: Any, layers: Any, stacks: Any, constants: Any, tick: Any, act: Any, fresh: Any,
+            kept: Any,
+        ) -> Any:  # fmt: skip
+            held = StageValues(stages, layers, stacks, constants)
             stage = stages[0]
             item = self.schedule.forward_item(tick, stage)
             enters = (stage == 0) & (item.chunk == 0)
@@ -106,8 +81,7 @@ class StageSteps:
             if kept:
                 slot = self.schedule.slot(item, stage)
                 kept = [k.at[0, slot].set(v) for k, v in zip(kept, x, strict=True)]
-            chunk = [self._chunk(stack, item.chunk) for stack in stacks]
-            y = self._layers(self._chunk(layers, item.chunk), chunk, constants, x)
+            y = chunk_forward(self.segments, self.layout, held, item.chunk, x)
             left = [self._from(v, stage == self.layout.stages - 1) for v in y] if emits else []
             return [self._shift(v, 1)[None] for v in y], kept, left
 
@@ -124,9 +98,9 @@ class StageSteps:
         kept: Arrays,
         cotangents: Arrays,
         last: Arrays,
-        sums: tuple[Arrays, Arrays],
+        sums: Sums,
         kind: Backward,
-    ) -> tuple[list[Any], list[Any], tuple[list[Any], list[Any]], list[Any]]:
+    ) -> tuple[list[Any], list[Any], Sums, list[Any]]:
         """All stages one tick backward.
 
         Args:
@@ -146,9 +120,8 @@ class StageSteps:
 
         def run(stages: Any, layers: Any, stacks: Any, constants: Any, tick: Any, kept: Any,
                 cotangents: Any, last: Any, sums: Any) -> Any:  # fmt: skip
-            return self._backward(
-                (stages[0], layers, stacks, constants), tick, kept, cotangents, last, sums, kind
-            )
+            held = StageValues(stages, layers, stacks, constants)
+            return self._backward(held, tick, kept, cotangents, last, sums, kind)
 
         return self._mapped(
             run,
@@ -158,44 +131,29 @@ class StageSteps:
           last, sums)  # fmt: skip
 
     def _backward(
-        self, values: Any, tick: Any, kept: Any, cotangents: Any, last: Any, sums: Any,
+        self,
+        held: StageValues,
+        tick: Any,
+        kept: Any,
+        cotangents: Any,
+        last: Any,
+        sums: Any,
         kind: Backward,
-    ) -> Any:  # fmt: skip
-        stage, layers, stacks, constants = values
-        segments, schedule = self.segments, self.schedule
-        flags = segments.carried_active
+    ) -> Any:
+        layout, schedule, stage = self.layout, self.schedule, held.stages[0]
         item = schedule.backward_item(tick, stage)
-        leaves = (stage == self.layout.stages - 1) & (item.chunk == self.layout.chunks - 1)
+        leaves = (stage == layout.stages - 1) & (item.chunk == layout.chunks - 1)
         slot = schedule.slot(item, stage)
         x = [k[0, slot] for k in kept]
         given = [jnp.where(leaves, n, o[0]) for n, o in zip(last, cotangents, strict=True)]
         if schedule.defers:
             kept, given = self._deferred(item, stage, kept, given, kind)
         given = [jnp.where(item.valid, g, jnp.zeros_like(g)) for g in given]
-
-        chunk = [self._chunk(stack, item.chunk) for stack in stacks]
-        fixed = select(x, flags, False), select(chunk, segments.stack_active, False)
-        still = select(constants, self.constant_active, False)
-        ids = self._chunk(layers, item.chunk)
-
-        def stage_of(x: Any, stacks: Any, constants: Any) -> list[Any]:
-            everything = merge(x, fixed[0], flags)
-            stacks = merge(stacks, fixed[1], segments.stack_active)
-            constants = merge(constants, still, self.constant_active)
-            return select(self._layers(ids, stacks, constants, everything), flags)
-
-        weights = select(chunk, segments.stack_active), select(constants, self.constant_active)
-        inputs = select(x, flags)
-        if kind is Backward.INPUTS:
-            _, pull = jax.vjp(lambda x: stage_of(x, *weights), inputs)
-            (dx,) = pull(given)
-        else:
-            _, pull = jax.vjp(stage_of, inputs, *weights)
-            dx, d_stacks, d_constants = pull(given)
-            added = [self._add(s, d, item.chunk) for s, d in zip(sums[0], d_stacks, strict=True)]
-            sums = added, [s + d.astype(s.dtype) for s, d in zip(sums[1], d_constants, strict=True)]
+        run = layers_backward if is_checkpointed(self.segments) else chunk_backward
+        weights = kind is Backward.EVERYTHING
+        dx, sums = run(self.segments, layout, held, item.chunk, x, given, sums, weights)
         first = [self._from(v, stage == 0) for v in dx]
-        return kept, [self._shift(v, -1)[None] for v in dx], tuple(sums), first
+        return kept, [self._shift(v, -1)[None] for v in dx], sums, first
 
     def _deferred(
         self, item: Any, stage: Any, kept: Any, given: Any, kind: Backward
@@ -211,34 +169,6 @@ class StageSteps:
             old = kept[i][0, slot]
             kept[i] = kept[i].at[0, slot].set(jnp.where(item.valid, g, old))
         return kept, given
-
-    def _layers(self, ids: Any, stacks: Arrays, constants: Arrays, x: Arrays) -> list[Any]:
-        """The layers of one chunk, one after the other."""
-
-        def one(x: Any, given: Any) -> tuple[list[Any], None]:
-            index, slices = given
-            y = self.segments.layer(constants, x, slices, jnp.maximum(index, 0))
-            if not self.layout.is_even:
-                y = [jnp.where(index >= 0, new, old) for new, old in zip(y, x, strict=True)]
-            return y, None
-
-        return lax.scan(one, list(x), (ids, list(stacks)))[0]
-
-    def _chunk(self, x: Any, chunk: Any) -> Any:
-        """[v * slots, ...] -> [slots, ...]."""
-        if self.layout.chunks == 1:
-            return x
-        slots = self.layout.slots
-        return lax.dynamic_slice_in_dim(x, chunk * slots, slots, 0)
-
-    def _add(self, total: Any, x: Any, chunk: Any) -> Any:
-        """Add [slots, ...] to a chunk of [v * slots, ...]."""
-        x = x.astype(total.dtype)
-        if self.layout.chunks == 1:
-            return total + x
-        start = chunk * self.layout.slots
-        old = lax.dynamic_slice_in_dim(total, start, self.layout.slots, 0)
-        return lax.dynamic_update_slice_in_dim(total, old + x, start, 0)
 
     def _from(self, x: Any, here: Any) -> Any:
         """One stage's array, on all stages."""

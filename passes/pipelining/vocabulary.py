@@ -43,8 +43,8 @@ class Vocabulary:
         """The shared values, laid out."""
         result = list(shared)
         for place, dim in self.dims:
-            spec = [PartitionSpec.UNCONSTRAINED] * result[place].ndim
-            spec[dim] = self.axis
+            free = PartitionSpec.UNCONSTRAINED
+            spec = [self.axis if d == dim else free for d in range(result[place].ndim)]
             sharding = NamedSharding(self.mesh, PartitionSpec(*spec))
             result[place] = jax.lax.with_sharding_constraint(result[place], sharding)
         return result
@@ -100,8 +100,8 @@ def _uses(
                     sizes = ir.spec(x).shape
                     found += [(place, dims[max(free, key=lambda d: sizes[d])])] if free else []
         elif name in _SAME and held:
-            where[eqn.outvars[0]] = where[eqn.invars[0]]
+            where[eqn.outvars[0]] = where[held[0]]
         elif name == "transpose" and held:
-            place, dims = where[eqn.invars[0]]
+            place, dims = where[held[0]]
             where[eqn.outvars[0]] = place, tuple(dims[d] for d in eqn.params["permutation"])
     return found
