@@ -24,8 +24,9 @@ import optax
 import autoshard
 import models
 from autoshard import lower
-from autoshard.compiled_program import CompiledMemory
+from autoshard.compiled_program import CompiledMemory, CompiledProgram
 from autoshard.compiling import compile_program
+from autoshard.machine import machine_model
 from autoshard.optimizer_offload import (
     Offload,
     make_update,
@@ -33,7 +34,9 @@ from autoshard.optimizer_offload import (
     plan_offload,
     state_memories,
 )
-from autoshard.state import TrainState
+from autoshard.target import resolve
+from passes.hlo.parse import parse
+from passes.hlo.schedule import simulate
 
 BAR = 0.8
 _MB = 1e6
@@ -80,7 +83,7 @@ def peak_bytes(memory: CompiledMemory) -> int:
 def fetched_at_once(optimizer: Any, offload: Offload) -> Callable[..., tuple[Any, Any]]:
     """The update that a first attempt would write."""
 
-    def run(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def run(gradients: Any, state: Any, params: Any, **_: Any) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(state)
         fetched = [
             _moved(x, h, jax.memory.Space.Device)
@@ -101,7 +104,20 @@ def _moved(x: Any, moves: bool, space: Any) -> Any:
     return jax.device_put(x, space) if moves else x
 
 
-def measure(cell: Cell, kind: str) -> tuple[CompiledMemory, Offload]:
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A compiled step: its memory, its simulated time and what was planned for the host.
+
+    GPUs' programs read the host's memory from within kernels, which the simulator does not see: no
+    time is given for them.
+    """
+
+    memory: CompiledMemory
+    step_s: float | None
+    offload: Offload
+
+
+def measure(cell: Cell, kind: str) -> Measured:
     """Compile a step: `device`, `streamed` or `at once`."""
     spec = models.get(
         cell.model, dtype="bfloat16", scan_layers=True, remat="full", **dict(cell.overrides)
@@ -121,37 +137,24 @@ def measure(cell: Cell, kind: str) -> tuple[CompiledMemory, Offload]:
         places = dataclasses.replace(
             on_device(places), opt_state=state_memories(places.opt_state, offload)
         )
-    makers = {"device": _plain(optimizer), "streamed": make_update(optimizer, offload),
+    makers = {"device": lower.plain_update(optimizer), "streamed": make_update(optimizer, offload),
               "at once": fetched_at_once(optimizer, offload)}  # fmt: skip
-    step = _step(lower.make_gradient(compiled.traced, shardings), makers[kind])
-    return _compile(cell, step, compiled, places), offload
+    step = lower.make_step(compiled.traced, shardings, makers[kind])
+    program = _compile(cell, step, compiled, places)
+    assert program.memory is not None, program.out_of_memory
+    machine = machine_model(resolve(cell.topology).topology)
+    step_s = None
+    if machine.platform == "tpu":
+        step_s = simulate(parse(program.hlo_text), machine).step_s
+    return Measured(program.memory, step_s, offload)
 
 
-def _plain(optimizer: Any) -> Callable[..., tuple[Any, Any]]:
-    def run(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return run
-
-
-def _step(gradient: Callable[..., Any], update: Callable[..., Any]) -> Callable[..., Any]:
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
-        rng = jax.random.fold_in(state.rng, state.step)
-        (loss, (model_state, _)), gradients = gradient(state.params, state.model_state, batch, rng)
-        params, opt_state = update(gradients, state.opt_state, state.params)
-        return TrainState(state.step + 1, params, opt_state, model_state, state.rng), loss
-
-    return step
-
-
-def _compile(cell: Cell, step: Callable[..., Any], compiled: Any, places: Any) -> CompiledMemory:
+def _compile(cell: Cell, step: Callable[..., Any], compiled: Any, places: Any) -> CompiledProgram:
     batch_places = on_device(compiled.batch_sharding)
-    loss_place = jax.tree.leaves(places.params)[0].update(spec=jax.sharding.PartitionSpec())
     jitted = jax.jit(
         step,
         in_shardings=(places, batch_places),
-        out_shardings=(places, loss_place),
+        out_shardings=(places, places.rng),
         donate_argnums=0,
     )
     arguments = jax.tree.map(
@@ -161,20 +164,21 @@ def _compile(cell: Cell, step: Callable[..., Any], compiled: Any, places: Any) -
     )
     with jax.set_mesh(compiled.mesh):
         lowered = jitted.lower(*arguments)
-    program = compile_program(
-        lowered, topology=cell.topology, devices=tuple(compiled.mesh.devices.flat)
-    )
-    assert program.memory is not None, program.out_of_memory
-    return program.memory
+    devices = tuple(compiled.mesh.devices.flat)
+    return compile_program(lowered, topology=cell.topology, devices=devices)
 
 
 def run(cell: Cell) -> bool:
     """Print a cell's figures; whether the bar is met."""
     found = {kind: measure(cell, kind) for kind in ("device", "streamed", "at once")}
-    offload = found["streamed"][1]
-    print(f"\n{cell}: {offload.host_bytes / _MB:.0f} MB of state for the host")
-    print(f"{'':10}{'arguments':>10}{'temporaries':>12}{'sum':>8}{'peak':>8}{'host':>8}   (MB)")
-    for kind, (memory, _) in found.items():
+    host_bytes = found["streamed"].offload.host_bytes
+    print(f"\n{cell}: {host_bytes / _MB:.0f} MB of state for the host")
+    print(
+        f"{'':10}{'arguments':>10}{'temporaries':>12}{'sum':>8}{'peak':>8}{'host':>8}   (MB)"
+        f"{'simulated step':>18}"
+    )
+    for kind, one in found.items():
+        memory = one.memory
         columns = (
             memory.arguments_bytes,
             memory.temporaries_bytes,
@@ -184,8 +188,9 @@ def run(cell: Cell) -> bool:
         )
         widths = (10, 12, 8, 8, 8)
         figures = (f"{x / _MB:>{w}.0f}" for x, w in zip(columns, widths, strict=True))
-        print(f"{kind:10}{''.join(figures)}")
-    before, after = found["device"][0], found["streamed"][0]
+        step = "" if one.step_s is None else f"{one.step_s * 1e3:21.1f} ms"
+        print(f"{kind:10}{''.join(figures)}{step}")
+    before, after = found["device"].memory, found["streamed"].memory
     falls = (before.total_bytes - after.total_bytes, peak_bytes(before) - peak_bytes(after))
     shares = [fall / after.host_arguments_bytes for fall in falls]
     print(
