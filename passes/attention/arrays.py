@@ -126,3 +126,14 @@ def sums(arrays: Sequence[Any]) -> tuple[Any, ...]:
         else None
         for x in arrays
     )
+
+
+def as_given(gradients: Arrays, arrays: Arrays) -> Arrays:
+    """Gradients in the types of what they are by; None stays None."""
+    found: Arrays = jax.tree.map(
+        lambda x, like: x if x is None else x.astype(like.dtype),
+        gradients,
+        arrays,
+        is_leaf=lambda x: x is None,
+    )
+    return found

@@ -55,6 +55,10 @@ class _Interval:
     def both(self, other: "_Interval") -> "_Interval":
         return _Interval(max(self.least, other.least), min(self.most, other.most))
 
+    def touches(self, other: "_Interval") -> bool:
+        """Whether there is no gap between them."""
+        return max(self.least, other.least) <= min(self.most, other.most) + 1
+
     def either(self, other: "_Interval") -> "_Interval":
         if self.least > self.most:
             return other
@@ -82,10 +86,32 @@ class _Affine:
 
 @dataclasses.dataclass(frozen=True)
 class _Truth:
-    """Distances at which a predicate can be true, and can be false."""
+    """Distances at which a predicate can be true, and can be false.
+
+    Attributes:
+      true, false: all such distances are inside.
+      all_true: whether it is true at all of `true`.
+      all_false: whether it is false at all of `false`.
+    """
 
     true: _Interval = _ALL
     false: _Interval = _ALL
+    all_true: bool = False
+    all_false: bool = False
+
+    def swapped(self) -> "_Truth":
+        """The opposite."""
+        return _Truth(self.false, self.true, self.all_false, self.all_true)
+
+    def with_(self, other: "_Truth") -> "_Truth":
+        """Both."""
+        all_false = self.all_false and other.all_false and self.false.touches(other.false)
+        return _Truth(
+            self.true.both(other.true),
+            self.false.either(other.false),
+            self.all_true and other.all_true,
+            all_false,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,28 +162,25 @@ def _as_score(value: Any) -> _Score:
     if isinstance(value, _Affine) and value.is_constant:
         return _Score(_NONE if value.offset <= HIDDEN else _ALL)
     if isinstance(value, _Chosen):
-        visible = _NONE
-        if value.if_true > HIDDEN:
-            visible = visible.either(value.truth.true)
-        if value.if_false > HIDDEN:
-            visible = visible.either(value.truth.false)
-        return _Score(visible)
+        shown = value.if_true > HIDDEN, value.if_false > HIDDEN
+        if shown == (True, False):
+            return _Score(value.truth.true, not value.truth.all_true)
+        if shown == (False, True):
+            return _Score(value.truth.false, not value.truth.all_false)
+        return _Score(_ALL if shown[0] else _NONE)
     return _Score(masked=True)
 
 
 def _as_truth(value: Any) -> _Truth:
     if isinstance(value, _Truth):
         return value
+    always = _Truth(_ALL, _NONE, True, True)
     if isinstance(value, _Affine) and value.is_constant:
-        return _Truth(_ALL, _NONE) if value.offset else _Truth(_NONE, _ALL)
+        return always if value.offset else always.swapped()
     if isinstance(value, _Chosen):
-        true = value.truth.true if value.if_true else _NONE
-        false = value.truth.false if not value.if_false else _NONE
-        both = _Truth(
-            true.either(value.truth.false) if value.if_false else true,
-            false.either(value.truth.true) if not value.if_true else false,
-        )
-        return both
+        if bool(value.if_true) == bool(value.if_false):
+            return always if value.if_true else always.swapped()
+        return value.truth if value.if_true else value.truth.swapped()
     return _Truth()
 
 
@@ -194,11 +217,11 @@ def _converted(step: Step, value: Any) -> Any:
 
 def _combined(name: str, truths: list[_Truth]) -> _Truth:
     if name == "not":
-        return _Truth(truths[0].false, truths[0].true)
+        return truths[0].swapped()
     one, other = truths
     if name == "and":
-        return _Truth(one.true.both(other.true), one.false.either(other.false))
-    return _Truth(one.true.either(other.true), one.false.both(other.false))
+        return one.with_(other)
+    return one.swapped().with_(other.swapped()).swapped()
 
 
 def _selected(operands: list[Any]) -> Any:
@@ -211,9 +234,11 @@ def _selected(operands: list[Any]) -> Any:
         return _Chosen(truth, then.offset, unless.offset)
     low, high = _as_score(unless), _as_score(then)
     visible = low.visible.both(truth.false).either(high.visible.both(truth.true))
-    hidden = any(_as_score(x).visible == _NONE for x in (unless, then))
-    certain = isinstance(operands[0], _Truth) and operands[0] != _Truth()
-    masked = low.masked or high.masked or (hidden and not certain)
+    masked = low.masked or high.masked
+    if low.visible == _NONE:
+        masked = high.masked or not truth.all_true
+    elif high.visible == _NONE:
+        masked = low.masked or not truth.all_false
     return _Score(visible, masked)
 
 
@@ -247,15 +272,15 @@ def _against_zero(name: str, bound: float) -> _Truth:
     up, over = _Interval(at_least), _Interval(above)
     down, under = _Interval(most=above - 1), _Interval(most=at_least - 1)
     if name == "ge":
-        return _Truth(up, under)
+        return _Truth(up, under, True, True)
     if name == "gt":
-        return _Truth(over, down)
+        return _Truth(over, down, True, True)
     if name == "le":
-        return _Truth(down, over)
+        return _Truth(down, over, True, True)
     if name == "lt":
-        return _Truth(under, up)
-    at = _Interval(bound, bound)
-    return _Truth(at, _ALL) if name == "eq" else _Truth(_ALL, at)
+        return _Truth(under, up, True, True)
+    at = _Truth(_Interval(bound, bound), _ALL, bound == at_least)
+    return at if name == "eq" else at.swapped()
 
 
 def _distance(name: str, limit: float, one: _Affine) -> _Truth:
@@ -264,10 +289,10 @@ def _distance(name: str, limit: float, one: _Affine) -> _Truth:
     if name == "lt":
         reach = math.ceil(reach) - 1
     if name in ("le", "lt"):
-        return _Truth(_Interval(centre - reach, centre + reach), _ALL)
+        return _Truth(_Interval(centre - reach, centre + reach), _ALL, True)
     if name in ("ge", "gt"):
         reach = math.floor(reach) if name == "gt" else math.ceil(reach) - 1
-        return _Truth(_ALL, _Interval(centre - reach, centre + reach))
+        return _Truth(_ALL, _Interval(centre - reach, centre + reach), all_false=True)
     return _Truth()
 
 

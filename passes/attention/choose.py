@@ -22,6 +22,7 @@ from passes.attention.parallel import Method, RingMethod
 from passes.attention.pattern import Attention, HeadDim
 from passes.attention.ring import Lane, Moves, Ring
 from passes.attention.tiles import Tiles
+from passes.attention.zigzag import mirror
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import MachineModel
 from passes.hlo.replica_groups import Groups
@@ -217,7 +218,9 @@ def _ring(
         waits += ring.steps * max(0.0, hop - computes)
         work_s += (ring.steps + 1) * computes
     if ring.chunks == 2:
-        waits += _exchange_s(axis, machine, 3 * (s.query + s.key + s.value + s.result) / 2)
+        halves = s.query + s.key + s.value + s.result  # a half of each, there and back
+        pairs = tuple((g[i], g[j]) for g in axis.groups for i, j in mirror(axis.size))
+        waits += collective_time(machine, "collective-permute", halves, pairs).seconds
     name: MethodName = "bidirectional" if halved else "ring"
     return Candidate(name, RingMethod(ring), work_s + waits, waits)
 
@@ -241,10 +244,6 @@ def _hop_s(axis: Axis, machine: MachineModel, lanes: tuple[Lane, ...], size_byte
     return max(busy.values())
 
 
-def _exchange_s(axis: Axis, machine: MachineModel, size_bytes: float) -> float:
-    return collective_time(machine, "all-to-all", size_bytes, axis.groups).seconds
-
-
 def _heads(
     tiles: Tiles,
     axis: Axis,
@@ -262,7 +261,7 @@ def _heads(
         waits += 3 * collective_time(machine, "all-gather", whole, axis.groups).seconds
     else:
         moved += 3 * (s.key + s.value)
-    waits += _exchange_s(axis, machine, moved)
+    waits += collective_time(machine, "all-to-all", moved, axis.groups).seconds
     products = _FORWARD_PRODUCTS + _BACKWARD_PRODUCTS
     work = s.product_s * products * _visible(tiles.attention)
     method = HeadsMethod(tiles, axis.names, axis.size, head, exchange)

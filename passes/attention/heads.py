@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from passes.attention.arrays import Arrays, leaves_along
+from passes.attention.arrays import Arrays, as_given, leaves_along
 from passes.attention.block import Saved, finished
 from passes.attention.parallel import Forward, hidden_rows
 from passes.attention.pattern import Attention, HeadDim
@@ -82,12 +82,13 @@ class HeadsMethod:
     def backward(self, kept: Arrays, saved: Saved) -> Arrays:
         """See `parallel.Method`."""
         found, places = self._local().backward(kept, saved), self.cut()
-        return Arrays(
+        whole = Arrays(
             self._summed(found.queries, places.queries),
             self._summed(found.keys, places.keys),
             self._summed(found.both, places.both),
             self._summed(found.neither, places.neither),
         )
+        return as_given(whole, kept)
 
     def _local(self) -> Ring:
         """One device's share: a ring of one."""

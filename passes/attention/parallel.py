@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from passes.attention.arrays import (
     Arrays,
+    as_given,
     both_dims,
     is_differentiable,
     key_dims,
@@ -135,7 +136,8 @@ class RingMethod:
         )
         found = self.ring.backward(kept, saved)
         neither = tuple(None if x is None else jax.lax.psum(x, self.axes) for x in found.neither)
-        return self._moved(dataclasses.replace(found, neither=neither), from_zigzag)
+        whole = as_given(dataclasses.replace(found, neither=neither), kept)
+        return self._moved(whole, from_zigzag)
 
     def _moved(self, arrays: Arrays, way: Callable[..., Any]) -> Arrays:
         if self.ring.chunks == 1:
@@ -265,16 +267,8 @@ def _backward(method: Method, mesh: Mesh, found: Forward, cotangent: Any) -> Arr
     )
     given = _specs(method.cut(), kept, method)
 
-    def local(kept: Arrays, saved: Saved) -> Arrays:
-        return jax.tree.map(
-            lambda x, like: x if x is None else x.astype(like.dtype),
-            method.backward(kept, saved),
-            kept,
-            is_leaf=lambda x: x is None,
-        )
-
     outs = jax.tree.map(lambda x, spec: spec if is_differentiable(x) else None, kept, given)
-    gradients: Arrays = _shard_map(local, mesh, method, specs, outs)(kept, saved)
+    gradients: Arrays = _shard_map(method.backward, mesh, method, specs, outs)(kept, saved)
     return gradients
 
 

@@ -33,7 +33,7 @@ from passes.attention.arrays import (
 from passes.attention.block import Saved, State, merged, row_shape
 from passes.attention.pattern import Attention
 from passes.attention.tiles import Pair, Tiles
-from passes.attention.zigzag import chunk_at
+from passes.attention.zigzag import chunk_at, early_chunk
 
 Moves = Literal["keys", "queries"]
 
@@ -319,7 +319,8 @@ class Ring:
             return [(0, 0, near)]
         if first:
             return [(0, 0, near), (1, 0, None), (1, 1, near)]
-        same = jnp.where(keys.owner < queries.owner, 0, 1)
+        ahead = early_chunk(keys.owner, self.size) < early_chunk(queries.owner, self.size)
+        same = jnp.where(ahead, 0, 1)
         return [(1, 0, None), (same, same, None)]
 
     def _forward(

@@ -31,6 +31,8 @@ ELEMENTWISE = frozenset(
 )
 _SHAPES = frozenset("broadcast_in_dim reshape squeeze transpose iota".split())
 
+_MOST_CONSTANT = 1 << 26  # elements of a constant that are looked at
+
 # For each dimension of a value, the dimension of the softmax's operand that it goes along.
 Dims = tuple[int | None, ...]
 
@@ -258,6 +260,9 @@ class Builder:
         positions = _counting(scope.constants.get(var))
         if positions is not None and _shape(var) and dims[0] in (self.query, self.key):
             return self._counted(var, positions, dims)
+        band = _banded(scope.constants.get(var), dims, self.query, self.key) if both else None
+        if band is not None:
+            return self._compared(var, band, dims)
         if self._from_scores(var, scope):
             what = eqn.primitive.name if eqn is not None else "an input"
             raise UnrecognisedError(f"{what} between query times key and the softmax")
@@ -284,6 +289,27 @@ class Builder:
             Step("iota", jax.lax.iota_p.bind, params, (), aval.shape, aval.dtype, dims)
         )
         return len(self.steps)
+
+    def _compared(self, var: ir.Var, band: tuple[int, int], dims: Dims) -> int:
+        """A constant mask that is a band is made from positions, too."""
+        shape = _shape(var)
+
+        def add(primitive: Any, operands: tuple[int | Known, ...], dtype: Any) -> int:
+            step = Step(primitive.name, primitive.bind, {}, operands, shape, dtype, dims)
+            self.steps.append(step)
+            return len(self.steps)
+
+        places = []
+        for along in (self.query, self.key):
+            params = {"dimension": dims.index(along)}
+            step = Step("iota", jax.lax.iota_p.bind, params, (), shape, np.int32, dims)
+            self.steps.append(step)
+            places.append(len(self.steps))
+        apart = add(jax.lax.sub_p, (places[0], places[1]), np.int32)
+        least, most = (Known(np.int32(x)) for x in band)
+        above = add(jax.lax.ge_p, (apart, least), np.bool_)
+        below = add(jax.lax.le_p, (apart, most), np.bool_)
+        return add(jax.lax.and_p, (above, below), np.bool_)
 
     def _along(self, dims: Dims) -> Along:
         if self.query in dims:
@@ -344,3 +370,19 @@ def _counting(value: Any) -> int | None:
     numbers = np.asarray(value)
     first = int(numbers[0])
     return first if np.array_equal(numbers, np.arange(first, first + numbers.size)) else None
+
+
+def _banded(value: Any, dims: Dims, query: int, key: int) -> tuple[int, int] | None:
+    """The least and greatest distance at which a constant mask is true, if it is true between."""
+    if value is None or value.dtype != np.bool_ or value.size > _MOST_CONSTANT:
+        return None
+    if any(n > 1 for n, d in zip(value.shape, dims, strict=True) if d not in (query, key)):
+        return None
+    mask = np.moveaxis(np.asarray(value), (dims.index(query), dims.index(key)), (0, 1))
+    mask = mask.reshape(mask.shape[:2])
+    apart = np.arange(mask.shape[0])[:, None] - np.arange(mask.shape[1])[None, :]
+    if not mask.any():
+        return None
+    least, most = int(apart[mask].min()), int(apart[mask].max())
+    inside = (apart >= least) & (apart <= most)
+    return (least, most) if np.array_equal(mask, inside) else None

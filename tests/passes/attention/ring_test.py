@@ -1,0 +1,135 @@
+"""Who meets whom on a ring: every visible pair of chunks once, the same number on each device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+
+from passes.attention.block import JnpBlock
+from passes.attention.choose import Settings, axis_of, candidates
+from passes.attention.pattern import Attention, find
+from passes.attention.ring import Lane, Ring, Side
+from passes.attention.scopes import scopes
+from passes.attention.tiles import Tiles, tile_size
+from passes.attention.zigzag import chunk_at, from_zigzag, to_zigzag
+from tests.passes.attention import writings
+from tests.passes.attention.writings import MASKS
+
+
+def attention(mask: str = "causal", length: int = 32) -> Attention:
+    program = writings.program(
+        MASKS[mask], writings.parameters(length=length), writings.batch(length)
+    )
+    (found,) = find(scopes(program.jaxpr))
+    assert isinstance(found, Attention)
+    return found
+
+
+def ways(
+    mask: str, size: int, length: int = 32, rate: float = 1e11, balance: bool = True
+) -> dict[str, Any]:
+    machine = writings.machine(size, rate)
+    axis = axis_of(("seq",), ("seq",), {"seq": size})
+    settings = Settings(balance, 512, JnpBlock())
+    return {c.name: c for c in candidates(attention(mask, length), axis, machine, settings)}
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_zigzag_work_is_whole_and_even(size: int) -> None:
+    ring = ways("causal", size, 16 * size)["ring"].method.ring
+    assert ring.chunks == 2 and ring.steps == size - 1
+    seen: dict[tuple[int, int], int] = {}
+    for step in range(size):
+        counts = set()
+        for device in range(size):
+            owner = (device - step) % size
+            queries = Side((), (), jnp.int32(device), 0, 4)
+            keys = Side((), (), jnp.int32(owner), 0, 4)
+            pairs = ring._pairs(queries, keys, step == 0)
+            counts.add(len(pairs))
+            for one, other, _ in pairs:
+                pair = (int(chunk_at(device, one, size)), int(chunk_at(owner, other, size)))
+                seen[pair] = seen.get(pair, 0) + 1
+        assert counts == {3 if step == 0 else 2}
+    assert seen == {(q, k): 1 for q in range(2 * size) for k in range(q + 1)}
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_zigzag_there_and_back(size: int) -> None:
+    mesh = writings.placement(seq=size).mesh
+    x = jnp.arange(4 * size, dtype=jnp.int32)
+    spec = PartitionSpec("seq")
+
+    def spread(function: Any) -> Any:
+        return jax.jit(
+            jax.shard_map(
+                lambda x: function(x, 0, ("seq",), size), mesh=mesh, in_specs=spec, out_specs=spec
+            )
+        )
+
+    there = spread(to_zigzag)(x)
+    chunks = [c for d in range(size) for c in sorted((2 * d, 2 * size - 1 - 2 * d))]
+    assert sorted(chunks) == list(range(2 * size))
+    np.testing.assert_array_equal(there, np.concatenate([[2 * c, 2 * c + 1] for c in chunks]))
+    np.testing.assert_array_equal(spread(from_zigzag)(there), x)
+
+
+def test_a_window_needs_only_its_neighbours() -> None:
+    ring = ways("window", 8)["ring"].method.ring  # five keys, four positions a device
+    assert ring.steps == 1 and ring.lanes == (Lane(1),) and ring.chunks == 1
+    ring = ways("near", 8)["ring"].method.ring  # three keys both ways
+    assert ring.steps == 1 and ring.lanes == (Lane(1), Lane(-1))
+
+
+def test_without_balance_chunks_are_contiguous() -> None:
+    assert ways("causal", 4, balance=False)["ring"].method.ring.chunks == 1
+    assert ways("none", 4)["ring"].method.ring.chunks == 1
+
+
+def test_two_devices_have_no_second_way() -> None:
+    assert "bidirectional" not in ways("none", 2)
+
+
+def test_on_slow_links_both_ways_win_over_one_and_wait_half() -> None:
+    found = ways("none", 8, length=64, rate=1e3)
+    one, both = found["ring"], found["bidirectional"]
+    assert both.waits_s == pytest.approx(one.waits_s / 2, rel=0.01)
+    # Three forward and backward: q, k, v, result in float32 of 4 heads of 4 for 2 x 8 positions;
+    # keys go round forward (two arrays), and backward queries (query, cotangent, gradient, and
+    # three numbers a row of 4) or keys (two, and two gradients).
+    array = 4 * 2 * 8 * 4 * 4
+    rows = 4 * 2 * 8 * 4
+    backward = min(4 * array, 3 * array + 3 * rows)
+    assert one.waits_s == pytest.approx(7 * (2 * array + backward) / 1e3, rel=0.01)
+
+
+def test_heads_are_chosen_where_they_move_less() -> None:
+    found = ways("none", 4, length=64, rate=1e6)
+    assert min(found.values(), key=lambda c: c.seconds).name in ("ulysses", "heads")
+    assert "ulysses" not in ways("none", 8, length=64)  # four heads
+
+
+@given(st.integers(1, 3000), st.integers(1, 600))
+def test_tiles_divide(length: int, most: int) -> None:
+    size = tile_size(length, most)
+    assert length % size == 0
+    assert size <= most or all(length % d for d in range(-(-most // 4), most + 1))
+
+
+def test_a_causal_chunk_skips_tiles_ahead() -> None:
+    tiles = Tiles(attention("causal"), JnpBlock(), 4)
+    ring = Ring(tiles, ("seq",), 1, 1, (Lane(1),), 0)
+    queries = jnp.zeros((writings.B, 16, writings.H, writings.D))
+    text = str(jax.make_jaxpr(lambda q: _one(ring, q))(queries))
+    assert "length=10" in text  # of 4 x 4 tiles, those on and below the diagonal
+
+
+def _one(ring: Ring, queries: Any) -> Any:
+    from passes.attention.arrays import Arrays
+
+    return ring.forward(Arrays((queries,), (queries, queries))).values
