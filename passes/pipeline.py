@@ -7,8 +7,10 @@ which all stages work side by side on different microbatches. See `passes.pipeli
 """
 
 import dataclasses
+import math
 from typing import ClassVar
 
+from passes import ir
 from passes.batch_split import split_batch
 from passes.errors import PassError
 from passes.pipelining.closed_forms import ScheduleName, bubble
@@ -22,7 +24,7 @@ from passes.pipelining.stage_steps import StageSteps
 from passes.pipelining.stages import StageLayout, cut_stages
 from passes.pipelining.vocabulary import Vocabulary, find_vocabulary
 from passes.pipelining.zero_bubble import zero_bubble
-from passes.program import Placement, Program
+from passes.program import Placement, Program, Role
 
 _SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
@@ -63,12 +65,13 @@ class Pipeline:
         placement = self._placement(program)
         stages = placement.mesh.shape[self.axis]
         schedule = self.ticks(stages)
-        split = split_batch(program, self.microbatches)
+        batch = self._batch_axes(program, placement)
+        split = split_batch(program, self.microbatches * math.prod(batch.values()))
         segments = cut_segments(program, split)
         counts = cut_stages([1.0] * segments.layers, schedule.pieces)
         layout = StageLayout(stages, schedule.chunks, counts)
         dims = find_vocabulary(segments, stages) if self.split_vocabulary else ()
-        steps = StageSteps(segments, layout, schedule, placement.mesh, self.axis)
+        steps = StageSteps(segments, layout, schedule, placement.mesh, self.axis, tuple(batch))
         rule = Pipelined(steps, Vocabulary(placement.mesh, self.axis, dims))
         notes = self._notes(segments, layout, schedule, dims)
         return dataclasses.replace(program, gradient=rule).noting(*notes)
@@ -92,10 +95,10 @@ class Pipeline:
     def _placement(self, program: Program) -> Placement:
         if program.placement is None:
             raise PassError("there is no plan yet: the stages are an axis of the plan's mesh")
-        if program.gradient is not None:
+        if program.gradient is not None or program.split is not None:
             raise PassError(
-                "the program's gradient is computed by another pass already (a pipeline has "
-                "microbatches of its own): leave one of the two out"
+                "the program is computed in microbatches already (a pipeline has its own): leave "
+                "one of the two out"
             )
         axes = dict(program.placement.mesh.shape)
         if self.axis not in axes:
@@ -105,6 +108,17 @@ class Pipeline:
                 f"'{self.axis}=2' to it, or name one of its axes with axis="
             )
         return program.placement
+
+    def _batch_axes(self, program: Program, placement: Placement) -> dict[str, int]:
+        """The mesh axes that shard rows, and their sizes; none where a microbatch has too few."""
+        specs = placement.specs(program)
+        for var, leaf in zip(ir.closed(program.jaxpr)[0].invars, program.inputs, strict=True):
+            spec = specs.get(var)
+            if leaf.role is Role.BATCH and leaf.shape and spec:
+                axes = {axis: placement.mesh.shape[axis] for axis in spec[0] if axis != self.axis}
+                ways = math.prod(axes.values())
+                return axes if leaf.shape[0] % (self.microbatches * ways) == 0 else {}
+        return {}
 
     def _notes(
         self,

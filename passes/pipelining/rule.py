@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from passes import ir
 from passes.pipelining.gpipe import run_gpipe
-from passes.pipelining.run_schedule import Gradients, Microbatches, run_schedule
+from passes.pipelining.microbatches import Microbatches
+from passes.pipelining.run_schedule import Gradients, run_schedule
 from passes.pipelining.stage_steps import StageSteps
 from passes.pipelining.stage_values import StageValues, merge, select
 from passes.pipelining.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ class Pipelined:
             whole = [x for x, is_cut in zip(used, split.cut, strict=True) if not is_cut]
             values = ir.as_function(segments.shared)(*whole, *once)
             count = len(segments.shared_specs)
-            shared = self.vocabulary.split(values[:count])
+            shared = [self._everywhere(x) for x in self.vocabulary.split(values[:count])]
             stacks = [self._placed(x) for x in values[count:]]
             flags = segments.shared_active, segments.stack_active
             return (
@@ -70,26 +71,30 @@ class Pipelined:
     def _run(
         self, shared: list[Any], stacks: list[Any], inputs: Sequence[Any]
     ) -> tuple[list[Any], Gradients]:
-        steps = self.steps
-        segments, layout, split = steps.segments, steps.layout, steps.segments.split
-        rows = [split.parts(x) for x, is_cut in zip(inputs, split.cut, strict=True) if is_cut]
-
-        def of_microbatch(index: Any) -> list[Any]:
-            taken = [jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False) for x in rows]
-            return [index, *taken]
-
+        steps, layout = self.steps, self.steps.layout
+        split, ways = steps.segments.split, self.steps.ways
+        rows = [
+            split.parts(x).reshape(-1, ways, split.size // split.count, *x.shape[1:])
+            for x, is_cut in zip(inputs, split.cut, strict=True)
+            if is_cut
+        ]
         values = StageValues(
             stages=jnp.arange(layout.stages, dtype=jnp.int32),
             layers=jnp.asarray(layout.layers, jnp.int32),
             stacks=stacks,
-            constants=[shared[i] for i in segments.shared_constants],
+            constants=[shared[i] for i in steps.segments.shared_constants],
         )
-        around = Microbatches(segments, of_microbatch, shared)
+        rows = [self._laid_out(x, None, steps.batch) for x in rows]
+        around = Microbatches(steps.segments, rows, shared, steps.mesh, steps.batch, ways)
         run = run_gpipe if steps.schedule.name == "gpipe" else run_schedule
         return run(steps, values, around)
 
+    def _everywhere(self, x: Any) -> Any:
+        """[...] -> [D, ...]: each way of data has its own, and so its own gradient."""
+        return self._laid_out(jnp.broadcast_to(x, (self.steps.ways, *x.shape)), self.steps.batch)
+
     def _placed(self, stack: Any) -> Any:
-        """[L, ...] -> [S * v * slots, ...], each stage's layers on the stage."""
+        """[L, ...] -> [D, S * v * slots, ...], each stage's layers on the stage."""
         layout = self.steps.layout
         if not layout.is_stored:
             if layout.is_even:
@@ -99,6 +104,13 @@ class Pipelined:
                 stack = jnp.swapaxes(grouped, 0, 1).reshape(stack.shape)
             else:
                 stack = jnp.take(stack, jnp.maximum(jnp.asarray(layout.layers), 0), axis=0)
-        others = [PartitionSpec.UNCONSTRAINED] * (stack.ndim - 1)
-        sharding = NamedSharding(self.steps.mesh, PartitionSpec(self.steps.axis, *others))
-        return jax.lax.with_sharding_constraint(stack, sharding)
+        everywhere = jnp.broadcast_to(stack, (self.steps.ways, *stack.shape))
+        return self._laid_out(everywhere, self.steps.batch, self.steps.axis)
+
+    def _laid_out(self, x: Any, *axes: Any) -> Any:
+        """The array with its first dimensions over mesh axes."""
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
+        sharding = NamedSharding(self.steps.mesh, PartitionSpec(*axes, *others))
+        return jax.lax.with_sharding_constraint(x, sharding)

@@ -11,72 +11,17 @@ microbatch it computes with whatever it has, and its output gradient is zero.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from passes.pipelining.microbatches import Microbatches
 from passes.pipelining.schedule import Backward, Phase, Run
-from passes.pipelining.segments import Segments
 from passes.pipelining.stage_steps import StageSteps
-from passes.pipelining.stage_values import StageValues, merge, select
-
-# The microbatch's inputs by its index: int32[] -> [index, rows...].
-Rows = Callable[[Any], list[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Microbatches:
-    """The program around the layers, of one microbatch.
-
-    Attributes:
-      segments: the program.
-      rows: the microbatch's inputs.
-      shared: the shared values.
-    """
-
-    segments: Segments
-    rows: Rows
-    shared: list[Any]
-
-    @property
-    def active(self) -> list[Any]:
-        """The shared values that have a gradient."""
-        return select(self.shared, self.segments.shared_active)
-
-    def enter(self, active: Sequence[Any], index: Any) -> list[Any]:
-        """What enters the first layer."""
-        last = self.segments.split.count - 1
-        return self.segments.enter(self._merged(active), self.rows(jnp.clip(index, 0, last)))
-
-    def leave(self, active: Sequence[Any], index: Any, carried: Sequence[Any]) -> list[Any]:
-        """The outputs."""
-        return list(self.segments.leave(self._merged(active), self.rows(index), carried))
-
-    def enter_backward(self, index: Any, gradient: Sequence[Any]) -> list[Any]:
-        """Gradients of the shared values from that of what entered the first layer."""
-        flags = self.segments.carried_active
-        _, pull = jax.vjp(lambda active: select(self.enter(active, index), flags), self.active)
-        return list(pull(list(gradient))[0])
-
-    def leave_both(self, index: Any, carried: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """(outputs, gradients of the shared values, of what left the last layer)."""
-        flags = self.segments.carried_active
-        inert = select(carried, flags, False)
-
-        def loss(active: Any, floating: Any) -> tuple[Any, list[Any]]:
-            outputs = self.leave(active, index, merge(floating, inert, flags))
-            return outputs[0], outputs
-
-        loss_of = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (_, outputs), gradients = loss_of(self.active, select(carried, flags))
-        return outputs, *gradients
-
-    def _merged(self, active: Sequence[Any]) -> list[Any]:
-        flags = self.segments.shared_active
-        return merge(active, select(self.shared, flags, False), flags)
+from passes.pipelining.stage_values import StageValues, select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +29,8 @@ class Gradients:
     """Gradients of the shared values and stacks that have one.
 
     Attributes:
-      shared: of the shared values.
-      stacks: [S * v * slots, ...] each.
+      shared: [D, ...] each, of the shared values.
+      stacks: [D, S * v * slots, ...] each.
     """
 
     shared: list[Any]
@@ -105,8 +50,8 @@ def run_schedule(
     places = [i for i in segments.shared_constants if segments.shared_active[i]]
     for place, total in zip(places, state["sums"][1], strict=True):
         i = sum(segments.shared_active[:place])
-        shared[i] = shared[i] + jnp.sum(total, axis=0)
-    return state["outputs"], Gradients(shared, state["sums"][0])
+        shared[i] = shared[i] + jnp.sum(total, axis=0)  # over stages
+    return around.whole_outputs(state["outputs"]), Gradients(shared, state["sums"][0])
 
 
 def _first_state(steps: StageSteps, values: StageValues, around: Microbatches) -> dict[str, Any]:
@@ -123,7 +68,9 @@ def _first_state(steps: StageSteps, values: StageValues, around: Microbatches) -
         "tick": jnp.int32(0),
         "act": [jnp.broadcast_to(x, (stages, *x.shape)) for x in fresh],
         "fresh": fresh,
-        "kept": [jnp.broadcast_to(x, (stages, slots, *x.shape)) for x in fresh],
+        "kept": [
+            jnp.broadcast_to(x[None, :, None], (stages, len(x), slots, *x.shape[1:])) for x in fresh
+        ],
         "cotangents": [jnp.zeros((stages, *x.shape), x.dtype) for x in active],
         "returned": [jnp.zeros_like(x) for x in active],
         "sums": (
@@ -174,12 +121,7 @@ def _tick(
         if run.leaves:
             outputs, shared, last = around.leave_both(schedule.leaving(tick), left)
             state["shared"] = _added(state["shared"], shared)
-            state["outputs"] = [
-                old + new if added else new
-                for old, new, added in zip(
-                    state["outputs"], outputs, segments.split.added, strict=True
-                )
-            ]
+            state["outputs"] = around.totals(state["outputs"], outputs)
     if run.backward is not Backward.NOTHING:
         state["kept"], state["cotangents"], state["sums"], state["returned"] = steps.backward(
             values, tick, state["kept"], state["cotangents"], last, state["sums"], run.backward

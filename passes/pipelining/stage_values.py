@@ -22,13 +22,13 @@ def merge(active: Arrays, inert: Arrays, flags: Sequence[bool]) -> list[Any]:
 class StageValues:
     """What stages compute with; constant over a step.
 
-    Shapes are those of all stages; inside a stage, its own part has 1 for S.
+    Shapes are those of all devices; inside a stage, a device's own have 1 for S and no D.
 
     Attributes:
       stages: int32[S], 0..S-1.
       layers: int32[S * v * slots], the layer in each slot, -1 where there is none.
-      stacks: [S * v * slots, ...] each, in the stages' order.
-      constants: shared values that layers read.
+      stacks: [D, S * v * slots, ...] each, in the stages' order.
+      constants: [D, ...] each, shared values that layers read.
     """
 
     stages: Any
