@@ -11,6 +11,7 @@ from autoshard.errors import PassError
 from passes.constrain import Constrain
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import Pass
+from passes.pipeline import Pipeline
 from passes.precision import MixedPrecision
 from passes.remat import Remat
 from passes.sequence import Sequence as SequencePass
@@ -26,6 +27,7 @@ CLASSES: Mapping[str, type[Any]] = MappingProxyType(
         "constrain": Constrain,
         "remat": Remat,
         "microbatch": Microbatch,
+        "pipeline": Pipeline,
     }
 )
 
