@@ -54,7 +54,7 @@ def run_gpipe(
             ),
             [everything[i] for i in constants],
         )
-        outputs = _forward(steps, given, around, shared)
+        outputs = around.whole_outputs(_forward(steps, given, around, shared))
         return outputs[0], outputs
 
     both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)

@@ -1,5 +1,7 @@
 """Pictures take the time of the closed forms, and show every piece of work once."""
 
+import itertools
+
 import pytest
 
 from passes.pipeline import Pipeline
@@ -21,7 +23,7 @@ def test_a_picture_takes_the_time_of_the_closed_form(name: ScheduleName) -> None
     assert min(c.begin for c in cells) == 0.0
     for stage in range(4):
         own = sorted((c for c in cells if c.stage == stage), key=lambda c: c.begin)
-        assert all(a.end <= b.begin + 1e-9 for a, b in zip(own, own[1:], strict=False))
+        assert all(a.end <= b.begin + 1e-9 for a, b in itertools.pairwise(own))
         forward = {(c.microbatch, c.chunk) for c in own if c.kind == "forward"}
         back = [(c.microbatch, c.chunk) for c in own if c.kind in ("backward", "inputs")]
         assert len(forward) == 8 * (2 if name == "interleaved" else 1)

@@ -173,7 +173,7 @@ def test_what_is_kept_does_not_grow_with_microbatches() -> None:
 
 
 def test_microbatches_that_do_not_fit() -> None:
-    with pytest.raises(PassError, match="groups of 4.*10 do not divide: use 12 microbatches"):
+    with pytest.raises(PassError, match=r"groups of 4.*10 do not divide: use 12 microbatches"):
         interleaved(4, 10, 2)
     with pytest.raises(PassError, match="a microbatch for each of its 4 stages, and there are 3"):
         zero_bubble(4, 3)
