@@ -185,11 +185,11 @@ class _Scope:
     def _append_product(self, eqn: ir.JaxprEqn) -> None:
         work = self.work
         operands = [self._narrowed(x, eqn) for x in eqn.invars]
-        params = {**eqn.params, "preferred_element_type": work.accumulate}
         wanted = ir.spec(eqn.outvars[0]).dtype
 
         def product(*values: Any) -> Any:
-            return lax.convert_element_type(eqn.primitive.bind(*values, **params), wanted)
+            made = _product(eqn, values, work.accumulate)
+            return lax.convert_element_type(made, wanted)
 
         self._splice(product, operands, eqn)
 
@@ -259,6 +259,25 @@ class _Scope:
             if user is not None:
                 inner = inner.replace(source_info=user.source_info, ctx=user.ctx)
             self.eqns.append(inner)
+
+
+def _product(eqn: ir.JaxprEqn, values: Sequence[Any], accumulate: Any) -> Any:
+    """The product of other values, added up in a type.
+
+    The CPU compiler does not know a narrow matrix times a narrow array with several free dimensions
+    if the sum is wide (an expert's kernel before its tokens), but it does the other way round.
+    """
+    params = {**eqn.params, "preferred_element_type": accumulate}
+    if eqn.primitive.name != "dot_general":
+        return eqn.primitive.bind(*values, **params)
+    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
+    batch = len(left_batch)
+    free = [x.ndim - len(dims) - batch for x, dims in zip(values, (left, right), strict=True)]
+    if free[0] != 1 or free[1] < 2:
+        return eqn.primitive.bind(*values, **params)
+    params["dimension_numbers"] = (right, left), (right_batch, left_batch)
+    made = eqn.primitive.bind(*values[::-1], **params)
+    return jnp.moveaxis(made, -1, batch)
 
 
 def _asks_for_precision(eqn: ir.JaxprEqn) -> bool:
