@@ -65,8 +65,13 @@ class Pipeline:
         placement = self._placement(program)
         stages = placement.mesh.shape[self.axis]
         schedule = self.ticks(stages)
+        split = split_batch(program, self.microbatches)
         batch = self._batch_axes(program, placement)
-        split = split_batch(program, self.microbatches * math.prod(batch.values()))
+        ways, rows = math.prod(batch.values()), split.size // split.count
+        if rows % ways:
+            batch = {}
+        elif ways > 1:
+            split = split_batch(program, self.microbatches * ways)
         segments = cut_segments(program, split)
         counts = cut_stages([1.0] * segments.layers, schedule.pieces)
         layout = StageLayout(stages, schedule.chunks, counts)
@@ -74,6 +79,11 @@ class Pipeline:
         steps = StageSteps(segments, layout, schedule, placement.mesh, self.axis, tuple(batch))
         rule = Pipelined(steps, Vocabulary(placement.mesh, self.axis, dims))
         notes = self._notes(segments, layout, schedule, dims)
+        if rows % ways:
+            notes.append(
+                f"a microbatch's {rows} rows do not divide over the {ways} ways of data, so "
+                "gradients are summed over them in every tick: use fewer microbatches"
+            )
         return dataclasses.replace(program, gradient=rule).noting(*notes)
 
     def ticks(self, stages: int) -> Schedule:
@@ -110,14 +120,12 @@ class Pipeline:
         return program.placement
 
     def _batch_axes(self, program: Program, placement: Placement) -> dict[str, int]:
-        """The mesh axes that shard rows, and their sizes; none where a microbatch has too few."""
+        """The mesh axes that shard rows, and their sizes."""
         specs = placement.specs(program)
         for var, leaf in zip(ir.closed(program.jaxpr)[0].invars, program.inputs, strict=True):
             spec = specs.get(var)
             if leaf.role is Role.BATCH and leaf.shape and spec:
-                axes = {axis: placement.mesh.shape[axis] for axis in spec[0] if axis != self.axis}
-                ways = math.prod(axes.values())
-                return axes if leaf.shape[0] % (self.microbatches * ways) == 0 else {}
+                return {axis: placement.mesh.shape[axis] for axis in spec[0] if axis != self.axis}
         return {}
 
     def _notes(
@@ -138,7 +146,7 @@ class Pipeline:
                 f"the layers do not divide: pieces of {', '.join(map(str, layout.counts))} layers "
                 f"all take the time of {layout.slots}"
             )
-        if not layout.is_stored:
+        elif not layout.is_stored:
             notes.append(
                 "the stacks are not stored in the stages' order, so each step moves layers between "
                 f"stages: the order would be {', '.join(map(str, layout.storage_order))}"

@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from passes.compare import random_inputs
 from passes.errors import PassError
 from passes.hlo.machine import MachineModel
 from passes.pass_pipeline import run_passes
@@ -21,6 +21,8 @@ from passes.stack_layers import StackLayers
 from tests.passes import programs
 
 MACHINE = MachineModel("cpu", "cpu", 1e9, (("f32", 1e9),), 1e9, 1 << 30, 1e9, 1 << 20, 1e9, (), ())
+
+FAST: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2_tiny": {"d_model": 16, "num_heads": 2, "vocab_size": 64, "max_seq_len": 8},
@@ -60,6 +62,43 @@ def pipelined(program: Program, one: Pipeline) -> Program:
     return result
 
 
+@functools.cache
+def reference(name: str, layers: int, remat: str) -> tuple[Any, Any]:
+    """(loss, gradients) of the program as it was."""
+    return programs.loss_and_gradients(program_of(name, layers, remat=remat))
+
+
+def step_of(program: Program) -> Any:
+    """Inputs -> (loss, gradients) by the program's rule."""
+    wrt = program.with_role(Role.PARAMETER)
+
+    def step(*inputs: Any) -> tuple[Any, Any]:
+        assert program.gradient is not None
+        outputs, gradients = program.gradient(inputs, wrt, [None] * len(inputs))
+        return outputs[0], gradients
+
+    return step
+
+
+def assert_same(wanted: tuple[Any, Any], program: Program) -> str:
+    """Loss and gradients are the reference's; the compiled program's text."""
+    drawn = random_inputs(program)
+    inputs = [drawn[f"{leaf.role.value}/{leaf.path}"] for leaf in program.inputs]
+    lowered = jax.jit(step_of(program)).lower(*inputs)
+    # Code that runs once need not be fast.
+    compiled = lowered.compile(FAST)
+    loss, gradients = compiled(*inputs)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    scale = max(float(np.max(np.abs(g))) for g in wanted[1].values())
+    names = [program.inputs[i].path for i in program.with_role(Role.PARAMETER)]
+    assert sorted(names) == sorted(wanted[1])
+    for path, gradient in zip(names, gradients, strict=True):
+        np.testing.assert_allclose(
+            gradient, wanted[1][path], atol=1e-4 * scale, rtol=0, err_msg=path
+        )
+    return str(compiled.as_text())
+
+
 ALL = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
 
@@ -68,7 +107,14 @@ ALL = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 def test_zoo(name: str, schedule: Any) -> None:
     remat = "full" if name == "llama3_tiny" else "none"
     program = placed(program_of(name, remat=remat), mesh_of(stage=2))
-    programs.assert_same(program, pipelined(program, Pipeline(schedule=schedule, microbatches=4)))
+    after = pipelined(program, Pipeline(schedule=schedule, microbatches=4))
+    text = assert_same(reference(name, 4, remat), after)
+    assert "collective-permute" in text
+    stacks = {leaf.shape for leaf in program.inputs if leaf.shape[:1] == (4,)}
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
+    shapes = {tuple(int(d) for d in dims.split(",") if d) for dims in gathered}
+    if schedule != "interleaved":  # whose order is another than the stacks'
+        assert not shapes & stacks
 
 
 @pytest.mark.parametrize(
@@ -76,11 +122,71 @@ def test_zoo(name: str, schedule: Any) -> None:
     [
         ({"stage": 2, "data": 2, "model": 2}, "1f1b", 4, "none"),
         ({"stage": 4, "data": 2}, "zero_bubble", 6, "full"),  # uneven
-        ({"stage": 4, "data": 2}, "gpipe", 6, "none"),
+        ({"stage": 4, "data": 2}, "gpipe", 4, "none"),
     ],
 )
 def test_other_axes(axes: dict[str, int], schedule: Any, layers: int, remat: str) -> None:
     program = placed(program_of("llama3_tiny", layers, remat=remat), mesh_of(**axes), (("data",),))
     after = pipelined(program, Pipeline(schedule=schedule, microbatches=4))
-    programs.assert_same(program, after)
+    assert_same(reference("llama3_tiny", layers, remat), after)
     assert any("do not divide" in note for note in after.notes) == bool(layers % axes["stage"])
+
+
+def test_layers_that_stack_layers_rolled() -> None:
+    program = programs.of_spec("gpt2_tiny", 4, num_layers=4, **SIZES["gpt2_tiny"])
+    rolled, _ = run_passes(program, [StackLayers()])
+    after = pipelined(placed(rolled, mesh_of(stage=2)), Pipeline(microbatches=2))
+    programs.assert_same(program, after)
+
+
+def rule_of(program: Program) -> Pipelined:
+    assert isinstance(program.gradient, Pipelined)
+    return program.gradient
+
+
+def test_the_vocabulary_is_split_on_request() -> None:
+    program = placed(program_of("llama3_tiny"), mesh_of(stage=2))
+    after = pipelined(program, Pipeline(microbatches=4))
+    assert len(rule_of(after).vocabulary.dims) == 2  # embedding and head
+    assert any("split over the stages along the vocabulary" in note for note in after.notes)
+    whole = pipelined(program, Pipeline(microbatches=4, split_vocabulary=False))
+    assert rule_of(whole).vocabulary.dims == ()
+    assert Pipeline().pins == (("layers", "stage"), ("vocab", "stage"))
+    assert Pipeline(axis="pp", split_vocabulary=False).pins == (("layers", "pp"),)
+
+
+def test_notes() -> None:
+    program = placed(program_of("llama3_tiny"), mesh_of(stage=2))
+    after = pipelined(program, Pipeline(schedule="interleaved", microbatches=4))
+    assert "stages wait 11.1% of the time" in after.notes[0]
+    assert any("the order would be 0, 2, 1, 3" in note for note in after.notes)
+    assert after.jaxpr is program.jaxpr
+
+
+def test_rows_that_do_not_fill_the_ways_of_data() -> None:
+    """Four microbatches of two rows on four ways of data: the partitioner is left to it."""
+    program = placed(program_of("llama3_tiny"), mesh_of(stage=2, data=4), (("data",),))
+    after = pipelined(program, Pipeline(microbatches=4))
+    assert rule_of(after).steps.batch == ()
+    assert any("2 rows" in note and "4 ways" in note for note in after.notes)
+    fewer = pipelined(program, Pipeline(microbatches=2))
+    assert rule_of(fewer).steps.batch == ("data",)
+
+
+def test_bad_input() -> None:
+    program = program_of("llama3_tiny")
+
+    def refuses(message: str, of: Program, **settings: Any) -> None:
+        with pytest.raises(PassError, match=message):
+            pipelined(of, Pipeline(**settings))
+
+    refuses("there is no plan yet", program)
+    refuses("no axis 'stage'.*it has data=2", placed(program, mesh_of(data=2)))
+    two = placed(program, mesh_of(stage=2))
+    refuses("batch of 8 does not divide into 3 microbatches", two, microbatches=3)
+    refuses("unknown schedule 'dualpipe'", two, schedule="dualpipe")
+    refuses("4 layers do not fill 8 stages", placed(program, mesh_of(stage=8)))
+    refuses("4 layers do not fill 6 stages", two, schedule="interleaved", chunks=3)
+    refuses("in microbatches already", pipelined(two, Pipeline(microbatches=4)))
+    unrolled = programs.of_spec("llama3_tiny", 8, num_layers=4, **SIZES["llama3_tiny"])
+    refuses("run stack_layers before", placed(unrolled, mesh_of(stage=2)))

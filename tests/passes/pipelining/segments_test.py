@@ -19,11 +19,11 @@ from tests.passes import programs
 ROWS, WIDTH, LAYERS = 4, 3, 5
 
 
-def segments_of(loss: Any, parts: int = 2, **params: tuple[int, ...]) -> tuple[Program, Segments]:
+def segments_of(loss: Any, **params: tuple[int, ...]) -> tuple[Program, Segments]:
     specs = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in params.items()}
     batch = {"x": jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)}
     program = programs.of_function(loss, specs, batch)
-    return program, cut_segments(program, split_batch(program, parts))
+    return program, cut_segments(program, split_batch(program, 2))
 
 
 def put_together(program: Program, segments: Segments) -> tuple[Any, Any]:
