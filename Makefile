@@ -26,7 +26,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench bench-memory bench-published lock bazel-test clean distclean
+.PHONY: help run test lint format bench bench-collectives bench-memory bench-passes bench-published lock bazel-test clean distclean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ bench-memory: $(TEST_STAMP)  ## estimated memory beside what the real TPU compil
 
 bench-collectives: $(TEST_STAMP)  ## collectives that plans predict, beside compiled ones
 	$(PY) -m benchmarks.collectives $(ARGS)
+
+bench-passes: $(TEST_STAMP)  ## compiled programs with each pass and without (hours; results are cached)
+	$(PY) -m benchmarks.stacking
+	$(PY) -m benchmarks.remat
+	$(PY) -m benchmarks.offload
+	$(PY) -m benchmarks.pipeline
+	$(PY) -m benchmarks.sequence
 
 bench-published: $(TEST_STAMP)  ## simulated step times beside throughput published for real TPUs
 	$(PY) -m benchmarks.published $(ARGS)
