@@ -8,7 +8,7 @@ the region then starts from the copy on the host. The state of optimizers is mov
 
 import dataclasses
 import fnmatch
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from passes.errors import PassError
 from passes.program import Program
@@ -44,7 +44,7 @@ class Offload:
             that is too small.
         """
         if not self.values:
-            reach = "auto" if self.hidden else "all"
+            reach: Literal["auto", "all"] = "auto" if self.hidden else "all"
             return Remat(budget_bytes=self.budget_bytes, offload=reach).apply(program)
         flat, loops = flat_loops(program)
         traces = planned_blocks(flat, loops)

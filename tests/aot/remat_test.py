@@ -21,7 +21,12 @@ pytestmark = [
     ),
 ]
 
+needs_gpu_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="the GPU compiler is not installed: jax[cuda13]",
+)
 LAYERS = 32
+WIDTH = 256
 MIB = 2**20
 
 
@@ -32,9 +37,9 @@ class Compiled:
 
 
 def compiled(target: str, one: Any) -> Compiled:
-    """A step of a small Llama under a pass; four sequences of 512 a device, width 256."""
+    """A step of a small Llama under a pass; four sequences of 512 a device."""
     spec = models.get(
-        "llama3_tiny", num_layers=LAYERS, scan_layers=True, d_model=256, d_ff=1024,
+        "llama3_tiny", num_layers=LAYERS, scan_layers=True, d_model=WIDTH, d_ff=2 * WIDTH,
         num_heads=2, num_kv_heads=2, vocab_size=512, max_seq_len=512,
     )  # fmt: skip
     model: Any = autoshard.compile(
@@ -52,26 +57,26 @@ def compiled(target: str, one: Any) -> Compiled:
 
 
 def carried_bytes() -> int:
-    return LAYERS * 4 * 512 * 256 * 4
+    return LAYERS * 4 * 512 * WIDTH * 4
 
 
+@needs_gpu_compiler
 def test_hbm_follows_the_budget() -> None:
-    full = compiled("v5e:2x4 data=8", Remat(policy="full"))
-    extra = 64 * MIB
-    auto = compiled("v5e:2x4 data=8", Remat(budget_bytes=carried_bytes() + extra))
-    none = compiled("v5e:2x4 data=8", Remat(policy="none"))
-    grown = auto.memory.needed_bytes - full.memory.needed_bytes
-    assert 0.4 * extra < grown <= 1.1 * extra, (grown / MIB, auto.notes)
-    assert auto.memory.needed_bytes < none.memory.needed_bytes
+    full = compiled("h100:8 data=8", Remat(policy="full"))
+    extra = 256 * MIB
+    auto = compiled("h100:8 data=8", Remat(budget_bytes=carried_bytes() + extra))
+    grown = auto.memory.total_bytes - full.memory.total_bytes
+    assert 0.5 * extra < grown <= 1.05 * extra, (grown / MIB, auto.notes)
 
 
-@pytest.mark.parametrize("target", ["v5e:2x4 data=8", "h100:8 data=8"])
+@pytest.mark.parametrize(
+    "target", ["v5e:2x4 data=8", pytest.param("h100:8 data=8", marks=needs_gpu_compiler)]
+)
 def test_hbm_falls_by_what_goes_to_the_host(target: str) -> None:
-    if target.startswith("h100") and importlib.util.find_spec("jax_cuda13_plugin") is None:
-        pytest.skip("the GPU compiler is not installed: jax[cuda13]")
     device = compiled(target, Remat(policy="full"))  # keeps what is carried on the device
     host = compiled(target, Offload(values=("*/carry",)))
     moved = host.memory.host_temporaries_bytes
     assert moved >= carried_bytes() and device.memory.host_temporaries_bytes == 0, host.notes
-    fallen = device.memory.needed_bytes - host.memory.needed_bytes
+    # The compiler's own peak counts host memory, too.
+    fallen = device.memory.total_bytes - host.memory.total_bytes
     assert fallen >= 0.8 * moved, (fallen / MIB, moved / MIB)
