@@ -378,9 +378,10 @@ def _banded(value: Any, dims: Dims, query: int, key: int) -> tuple[int, int] | N
         return None
     if any(n > 1 for n, d in zip(value.shape, dims, strict=True) if d not in (query, key)):
         return None
+    rows, columns = (value.shape[dims.index(along)] for along in (query, key))
     mask = np.moveaxis(np.asarray(value), (dims.index(query), dims.index(key)), (0, 1))
-    mask = mask.reshape(mask.shape[:2])
-    apart = np.arange(mask.shape[0])[:, None] - np.arange(mask.shape[1])[None, :]
+    mask = mask.reshape(rows, columns)
+    apart = np.subtract.outer(np.arange(rows), np.arange(columns))
     if not mask.any():
         return None
     least, most = int(apart[mask].min()), int(apart[mask].max())

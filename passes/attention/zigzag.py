@@ -51,7 +51,8 @@ def to_zigzag(x: Any, dim: int, axes: tuple[str, ...], size: int) -> Any:
 
 def from_zigzag(x: Any, dim: int, axes: tuple[str, ...], size: int) -> Any:
     """The way back."""
-    kept, sent = _in_order(*jnp.split(x, 2, axis=dim), axes, size)
+    early, late = jnp.split(x, 2, axis=dim)
+    kept, sent = _in_order(early, late, axes, size)
     return jnp.concatenate([kept, jax.lax.ppermute(sent, axes, mirror(size))], axis=dim)
 
 
