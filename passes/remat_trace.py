@@ -134,9 +134,16 @@ def _stem(eqn: ir.JaxprEqn, sources: Sequence[str]) -> str:
     parameter = next((name for name in sources if name), "")
     scope = str(eqn.source_info.name_stack)
     if not parameter and not scope:
-        found = re.search(r"\((\w+)\)$", ir.source_line(eqn))
-        scope = found.group(1) if found else ""
+        scope = _function_of(ir.source_line(eqn))
     return f"{parameter or scope or 'value'}:{eqn.primitive.name}"
+
+
+def _function_of(line: str) -> str:
+    """`LlamaMLP` of `llama.py:193 (LlamaMLP.__call__)`, `layer` of `... (make.<locals>.layer)`."""
+    found = re.search(r"\((.+)\)$", line)
+    pieces = found.group(1).split(".") if found else []
+    pieces = [x for x in pieces if not x.startswith("<") and x != "__call__"]
+    return pieces[-1] if pieces else ""
 
 
 def trace_block(

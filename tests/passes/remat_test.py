@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from passes import ir
 from passes.errors import PassError
 from passes.hlo.machine import MachineModel
+from passes.microbatch import Microbatch
 from passes.pass_pipeline import run_passes
 from passes.program import Leaf, Placement, Program, Role, Spec
 from passes.remat import Remat, default_budget, flat_loops, planned_blocks
@@ -210,6 +211,13 @@ def test_a_derivative_that_reads_its_result_reads_the_saved_one(kind: str) -> No
     assert sum(eqn.primitive.name == dear for eqn in eqns) == 1  # not again in the backward pass
 
 
+@pytest.mark.parametrize("budget_mib", [0.1, 100])
+def test_microbatches_keep_what_was_chosen(budget_mib: float) -> None:
+    before = llama()
+    after, _ = run_passes(before, [Remat(budget_bytes=budget_mib * MIB), Microbatch(count=3)])
+    programs.assert_same(before, after)
+
+
 def test_which_derivatives_read_their_result() -> None:
     def one(function: Any) -> ir.JaxprEqn:
         x = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -225,6 +233,7 @@ def test_names_are_those_of_parameters_and_unique() -> None:
     assert len(names) == len(set(names))
     assert any(re.fullmatch(r"block0/layers/mlp/up_proj/kernel:dot_general", n) for n in names)
     assert "block0/carry" in names
+    assert any(n.startswith("block0/LlamaMLP:") for n in names), names
 
 
 def test_sharded_values_count_by_device() -> None:
