@@ -10,10 +10,13 @@ import dataclasses
 import math
 from typing import ClassVar
 
+from jax.sharding import Mesh
+
 from passes import ir
 from passes.batch_split import split_batch
 from passes.errors import PassError
 from passes.pipelining.closed_forms import ScheduleName, bubble
+from passes.pipelining.constraints import count_constraints, without_constraints
 from passes.pipelining.gpipe import gpipe
 from passes.pipelining.interleaved import interleaved
 from passes.pipelining.one_f_one_b import one_f_one_b
@@ -22,9 +25,9 @@ from passes.pipelining.schedule import Schedule
 from passes.pipelining.segments import Segments, cut_segments
 from passes.pipelining.stage_steps import StageSteps
 from passes.pipelining.stages import StageLayout, cut_stages
-from passes.pipelining.vocabulary import Vocabulary, find_vocabulary
+from passes.pipelining.vocabulary import Vocabulary, find_vocabulary, source_of
 from passes.pipelining.zero_bubble import zero_bubble
-from passes.program import Placement, Program, Role
+from passes.program import Placement, Program, Role, Spec
 
 _SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
@@ -63,27 +66,32 @@ class Pipeline:
             stages, the microbatches do not divide, or the mesh has no such axis.
         """
         placement = self._placement(program)
-        stages = placement.mesh.shape[self.axis]
+        mesh = placement.mesh
+        stages = mesh.shape[self.axis]
         schedule = self.ticks(stages)
-        split = split_batch(program, self.microbatches)
-        batch = self._batch_axes(program, placement)
-        ways, rows = math.prod(batch.values()), split.size // split.count
-        if rows % ways:
-            batch = {}
-        elif ways > 1:
-            split = split_batch(program, self.microbatches * ways)
-        segments = cut_segments(program, split)
+        constraints = count_constraints(program.jaxpr)
+        plain = dataclasses.replace(program, jaxpr=without_constraints(program.jaxpr))
+        split = split_batch(plain, self.microbatches)
+        specs = _input_specs(plain, placement)
+        batch = self._batch_axes(plain, specs)
+        ways, rows = math.prod(mesh.shape[axis] for axis in batch), split.size // split.count
+        if rows % ways == 0 and ways > 1:
+            split = split_batch(plain, self.microbatches * ways)
+        segments = cut_segments(plain, split)
         counts = cut_stages([1.0] * segments.layers, schedule.pieces)
         layout = StageLayout(stages, schedule.chunks, counts)
-        dims = find_vocabulary(segments, stages) if self.split_vocabulary else ()
-        steps = StageSteps(segments, layout, schedule, placement.mesh, self.axis, tuple(batch))
-        rule = Pipelined(steps, Vocabulary(placement.mesh, self.axis, dims))
-        notes = self._notes(segments, layout, schedule, dims)
+        own = batch if rows % ways == 0 else ()
+        vocabulary = self._vocabulary(segments, specs, mesh, own)
+        steps = StageSteps(segments, layout, schedule, mesh, self.axis, own)
+        notes = self._notes(segments, layout, schedule, vocabulary)
         if rows % ways:
             notes.append(
                 f"a microbatch's {rows} rows do not divide over the {ways} ways of data, so "
                 "gradients are summed over them in every tick: use fewer microbatches"
             )
+        if constraints:
+            notes.append(f"{constraints} sharding constraints are left out: stages lay out anew")
+        rule = Pipelined(steps, vocabulary)
         return dataclasses.replace(program, gradient=rule).noting(*notes)
 
     def ticks(self, stages: int) -> Schedule:
@@ -119,21 +127,38 @@ class Pipeline:
             )
         return program.placement
 
-    def _batch_axes(self, program: Program, placement: Placement) -> dict[str, int]:
-        """The mesh axes that shard rows, and their sizes."""
-        specs = placement.specs(program)
-        for var, leaf in zip(ir.closed(program.jaxpr)[0].invars, program.inputs, strict=True):
-            spec = specs.get(var)
+    def _batch_axes(self, program: Program, specs: tuple[Spec, ...]) -> tuple[str, ...]:
+        """The mesh axes that shard rows."""
+        for leaf, spec in zip(program.inputs, specs, strict=True):
             if leaf.role is Role.BATCH and leaf.shape and spec:
-                return {axis: placement.mesh.shape[axis] for axis in spec[0] if axis != self.axis}
-        return {}
+                return tuple(axis for axis in spec[0] if axis != self.axis)
+        return ()
+
+    def _vocabulary(
+        self, segments: Segments, specs: tuple[Spec, ...], mesh: Mesh, batch: tuple[str, ...]
+    ) -> Vocabulary:
+        """What to split over the stages, besides the axes that split it already."""
+        stages = mesh.shape[self.axis]
+        dims = find_vocabulary(segments, stages) if self.split_vocabulary else ()
+        whole = [i for i, is_cut in enumerate(segments.split.cut) if not is_cut]
+        others = []
+        for place, dim in dims:
+            source = source_of(segments, place, dim)
+            known = source is not None and source[0] < len(whole)
+            spec = specs[whole[source[0]]] if source is not None and known else ()
+            axes = spec[source[1]] if source is not None and spec else ()
+            axes = tuple(axis for axis in axes if axis not in (self.axis, *batch))
+            parts = stages * math.prod(mesh.shape[axis] for axis in axes)
+            size = segments.shared_specs[place].shape[dim]
+            others.append(axes if size % parts == 0 else ())
+        return Vocabulary(mesh, self.axis, dims, tuple(others))
 
     def _notes(
         self,
         segments: Segments,
         layout: StageLayout,
         schedule: Schedule,
-        dims: tuple[tuple[int, int], ...],
+        vocabulary: Vocabulary,
     ) -> list[str]:
         waits = bubble(self.schedule, layout.stages, self.microbatches, schedule.chunks)
         pieces = f" of {layout.chunks} chunks" if layout.chunks > 1 else ""
@@ -156,9 +181,15 @@ class Pipeline:
                 f"{segments.others} other loops over layers are not pipelined: every stage runs "
                 "them for each microbatch"
             )
-        if dims:
-            shapes = [segments.shared_specs[place].shape for place, _ in dims]
+        if vocabulary.dims:
+            shapes = [segments.shared_specs[place].shape for place, _ in vocabulary.dims]
             notes.append(
                 f"split over the stages along the vocabulary: {', '.join(map(str, shapes))}"
             )
         return notes
+
+
+def _input_specs(program: Program, placement: Placement) -> tuple[Spec, ...]:
+    """How each input lies on the mesh; an empty tuple where it is whole."""
+    specs = placement.specs(program)
+    return tuple(specs.get(var, ()) for var in ir.closed(program.jaxpr)[0].invars)

@@ -33,18 +33,21 @@ class Vocabulary:
     Attributes:
       mesh, axis: the mesh and its stage axis.
       dims: (place among the shared values, dimension) pairs.
+      others: for each of `dims`, mesh axes that shard the dimension besides.
     """
 
     mesh: Mesh
     axis: str
     dims: tuple[tuple[int, int], ...] = ()
+    others: tuple[tuple[str, ...], ...] = ()
 
     def split(self, shared: Sequence[Any]) -> list[Any]:
         """The shared values, laid out."""
         result = list(shared)
-        for place, dim in self.dims:
+        for (place, dim), others in zip(self.dims, self.others, strict=True):
             free = PartitionSpec.UNCONSTRAINED
-            spec = [self.axis if d == dim else free for d in range(result[place].ndim)]
+            axes = (*others, self.axis)
+            spec = [axes if d == dim else free for d in range(result[place].ndim)]
             sharding = NamedSharding(self.mesh, PartitionSpec(*spec))
             result[place] = jax.lax.with_sharding_constraint(result[place], sharding)
         return result
@@ -71,6 +74,21 @@ def find_vocabulary(segments: Segments, stages: int) -> tuple[tuple[int, int], .
             if spec.shape[dim] % stages == 0 and spec.shape[dim] > others:
                 found.setdefault(place, dim)
     return tuple(found.items())
+
+
+def source_of(segments: Segments, place: int, dim: int) -> tuple[int, int] | None:
+    """(input of `segments.shared`, its dimension) of which a shared value is a cast or view."""
+    jaxpr, _ = ir.closed(segments.shared)
+    made = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    var: Any = jaxpr.outvars[place]
+    while var in made:
+        eqn = made[var]
+        if eqn.primitive.name == "transpose":
+            dim = eqn.params["permutation"][dim]
+        elif eqn.primitive.name not in _SAME:
+            return None
+        var = eqn.invars[0]
+    return (jaxpr.invars.index(var), dim) if var in jaxpr.invars else None
 
 
 def _uses(

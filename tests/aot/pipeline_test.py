@@ -1,0 +1,65 @@
+"""The TPU compiler's memory and schedule of pipelines: what is kept is bounded, and stages wait as
+long as the closed forms say.
+"""
+
+import functools
+import importlib.util
+import re
+
+import pytest
+
+from benchmarks.pipeline import MICROBATCHES, Compiled, compiled, imbalance, program_of, waits
+from passes.pipeline import Pipeline
+from passes.pipelining.closed_forms import ScheduleName
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.xdist_group("libtpu"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: jax[tpu]"
+    ),
+]
+
+STAGES = 4
+NAMES: tuple[ScheduleName, ...] = ("gpipe", "1f1b", "interleaved", "zero_bubble")
+
+
+@functools.cache
+def made(name: ScheduleName) -> Compiled:
+    return compiled(program_of(2048), Pipeline(schedule=name, microbatches=MICROBATCHES))
+
+
+def test_temporaries() -> None:
+    sizes = {name: made(name).temporaries_bytes for name in NAMES}
+    assert sizes["1f1b"] <= 0.75 * sizes["gpipe"], sizes
+    assert sizes["interleaved"] <= sizes["gpipe"], sizes
+    assert sizes["zero_bubble"] < sizes["1f1b"], sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stages_wait_as_long_as_the_closed_form_says(name: ScheduleName) -> None:
+    found = waits(made(name).timeline, Pipeline(schedule=name, microbatches=MICROBATCHES), STAGES)
+    assert found.simulated == pytest.approx(found.closed, rel=0.05)
+    if name != "zero_bubble":  # whose closed form needs the times of the halves
+        assert found.simulated == pytest.approx(found.plain, rel=0.05)
+
+
+def test_collectives() -> None:
+    """Activations go from stage to stage; no stage sees another's weights."""
+    text = made("1f1b").text
+    assert re.search(r"collective-permute(-start)?\(", text)
+    gathered = re.findall(r"= \(?\w+\[([\d,]*)\].*? all-gather(?:-start)?\(", text)
+    assert not [dims for dims in gathered if "2816" in dims.split(",")]
+    loops = [c for c in made("1f1b").timeline.collectives if c.repeats > 1]
+    weights = 1024 * 2816 * 2  # bytes of a layer's matrix in bfloat16
+    assert max(c.payload_bytes for c in loops) < weights  # gradients are summed after the ticks
+
+
+def test_a_vocabulary_of_256k_words_is_balanced() -> None:
+    program = program_of(256 * 1024)
+    found = []
+    for split in (True, False):
+        one = Pipeline(microbatches=MICROBATCHES, split_vocabulary=split)
+        found.append(waits(compiled(program, one).timeline, one, STAGES))
+    assert found[0].costs.always < 0.5 * found[1].costs.always
+    assert imbalance(found[0], found[1], STAGES) < 0.05
