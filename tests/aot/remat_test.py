@@ -25,7 +25,7 @@ needs_gpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason="the GPU compiler is not installed: jax[cuda13]",
 )
-LAYERS = 32
+LAYERS = 96  # what they carry is more than the VMEM of a v5e
 WIDTH = 256
 MIB = 2**20
 
@@ -39,7 +39,7 @@ class Compiled:
 def compiled(target: str, one: Any) -> Compiled:
     """A step of a small Llama under a pass; four sequences of 512 a device."""
     spec = models.get(
-        "llama3_tiny", num_layers=LAYERS, scan_layers=True, d_model=WIDTH, d_ff=2 * WIDTH,
+        "llama3_tiny", num_layers=LAYERS, scan_layers=True, d_model=WIDTH, d_ff=4 * WIDTH,
         num_heads=2, num_kv_heads=2, vocab_size=512, max_seq_len=512,
     )  # fmt: skip
     model: Any = autoshard.compile(
@@ -63,7 +63,7 @@ def carried_bytes() -> int:
 @needs_gpu_compiler
 def test_hbm_follows_the_budget() -> None:
     full = compiled("h100:8 data=8", Remat(policy="full"))
-    extra = 256 * MIB
+    extra = 512 * MIB
     auto = compiled("h100:8 data=8", Remat(budget_bytes=carried_bytes() + extra))
     grown = auto.memory.total_bytes - full.memory.total_bytes
     assert 0.5 * extra < grown <= 1.05 * extra, (grown / MIB, auto.notes)
