@@ -41,7 +41,7 @@ def check(before: Program, after: Program) -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_every_mask_on_a_ring(mask: str) -> None:
     before = writings.program(MASKS[mask])
-    after = spread(before, "ring")
+    after = spread(before, "ring", seq=8)
     assert after.notes[0].startswith("attention at writings.py:")
     assert "became ring" in after.notes[0]
     contiguous = ("none", "window", "near", "packed")
@@ -49,10 +49,10 @@ def test_every_mask_on_a_ring(mask: str) -> None:
     check(before, after)
 
 
-@pytest.mark.parametrize("mask", ["none", "padding"])
-def test_masks_on_rings_both_ways(mask: str) -> None:
+@pytest.mark.parametrize(("mask", "seq"), [("packed", 8), ("padding", 4)])
+def test_masks_on_rings_both_ways(mask: str, seq: int) -> None:
     before = writings.program(MASKS[mask])
-    after = spread(before, "bidirectional")
+    after = spread(before, "bidirectional", seq)
     assert "became bidirectional" in after.notes[0]
     check(before, after)
 
