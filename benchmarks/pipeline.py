@@ -2,7 +2,7 @@
 
   python -m benchmarks.pipeline
 
-A Llama of 16 layers, 4 stages, 2 ways of data, 16 microbatches; the step is loss and gradients.
+A Llama of 24 layers, 4 stages, 2 ways of data, 16 microbatches; the step is loss and gradients.
 Temporaries are the compiler's, times those of its schedule on the simulated machine. `waits` is
 1 - ideal / all ticks, where the ideal is 16 microbatches in ticks in which all stages are busy;
 `closed` is the closed form of `passes.pipelining.closed_forms` with the simulated times of a
@@ -63,7 +63,7 @@ class Compiled:
 
 def program_of(vocabulary: int, rows: int = 2, length: int = 1024, **overrides: Any) -> Program:
     """A Llama's loss, its layers a loop; `rows` rows a microbatch."""
-    sizes = {"num_layers": 16, "d_model": 1024, "num_heads": 8, "num_kv_heads": 8, "d_ff": 2816}
+    sizes = {"num_layers": 24, "d_model": 1024, "num_heads": 8, "num_kv_heads": 8, "d_ff": 2816}
     spec = models.get(
         "llama3_tiny",
         **{**sizes, **overrides},

@@ -13,7 +13,6 @@ from typing import ClassVar
 from jax.sharding import Mesh
 
 from passes import ir
-from passes.batch_split import split_batch
 from passes.errors import PassError
 from passes.pipelining.closed_forms import ScheduleName, bubble
 from passes.pipelining.constraints import count_constraints, without_constraints
@@ -26,6 +25,7 @@ from passes.pipelining.segments import Segments, cut_segments
 from passes.pipelining.stage_steps import StageSteps
 from passes.pipelining.stages import StageLayout, cut_stages
 from passes.pipelining.vocabulary import Vocabulary, find_vocabulary, source_of
+from passes.pipelining.ways import split_microbatches
 from passes.pipelining.zero_bubble import zero_bubble
 from passes.program import Placement, Program, Role, Spec
 
@@ -71,23 +71,22 @@ class Pipeline:
         schedule = self.ticks(stages)
         constraints = count_constraints(program.jaxpr)
         plain = dataclasses.replace(program, jaxpr=without_constraints(program.jaxpr))
-        split = split_batch(plain, self.microbatches)
         specs = _input_specs(plain, placement)
         batch = self._batch_axes(plain, specs)
-        ways, rows = math.prod(mesh.shape[axis] for axis in batch), split.size // split.count
-        if rows % ways == 0 and ways > 1:
-            split = split_batch(plain, self.microbatches * ways)
+        ways = math.prod(mesh.shape[axis] for axis in batch)
+        split, own_ways = split_microbatches(plain, self.microbatches, ways)
         segments = cut_segments(plain, split)
         counts = cut_stages([1.0] * segments.layers, schedule.pieces)
         layout = StageLayout(stages, schedule.chunks, counts)
-        own = batch if rows % ways == 0 else ()
+        own = batch if own_ways == ways else ()
         vocabulary = self._vocabulary(segments, specs, mesh, own)
         steps = StageSteps(segments, layout, schedule, mesh, self.axis, own)
         notes = self._notes(segments, layout, schedule, vocabulary)
-        if rows % ways:
+        if own_ways != ways:
             notes.append(
-                f"a microbatch's {rows} rows do not divide over the {ways} ways of data, so "
-                "gradients are summed over them in every tick: use fewer microbatches"
+                f"a microbatch's {split.size // self.microbatches} rows cannot be computed apart "
+                f"on {ways} ways of data, so gradients are summed over them in every tick: use "
+                "fewer microbatches"
             )
         if constraints:
             notes.append(f"{constraints} sharding constraints are left out: stages lay out anew")
@@ -113,10 +112,9 @@ class Pipeline:
     def _placement(self, program: Program) -> Placement:
         if program.placement is None:
             raise PassError("there is no plan yet: the stages are an axis of the plan's mesh")
-        if program.gradient is not None or program.split is not None:
+        if program.gradient is not None:
             raise PassError(
-                "the program is computed in microbatches already (a pipeline has its own): leave "
-                "one of the two out"
+                "the program's gradient is computed by another pass already: leave one of them out"
             )
         axes = dict(program.placement.mesh.shape)
         if self.axis not in axes:
@@ -129,7 +127,7 @@ class Pipeline:
 
     def _batch_axes(self, program: Program, specs: tuple[Spec, ...]) -> tuple[str, ...]:
         """The mesh axes that shard rows."""
-        for leaf, spec in zip(program.inputs, specs, strict=True):
+        for leaf, spec in zip(program.whole_inputs, specs, strict=True):
             if leaf.role is Role.BATCH and leaf.shape and spec:
                 return tuple(axis for axis in spec[0] if axis != self.axis)
         return ()
@@ -190,6 +188,9 @@ class Pipeline:
 
 
 def _input_specs(program: Program, placement: Placement) -> tuple[Spec, ...]:
-    """How each input lies on the mesh; an empty tuple where it is whole."""
+    """How each input of the whole lies on the mesh; an empty tuple where that is not known."""
     specs = placement.specs(program)
-    return tuple(specs.get(var, ()) for var in ir.closed(program.jaxpr)[0].invars)
+    variables = ir.closed(program.jaxpr)[0].invars
+    first = 0 if program.split is None else 1  # a part's program begins with its number
+    own = variables[first : first + len(program.whole_inputs)]
+    return tuple(specs.get(var, ()) for var in own)

@@ -24,7 +24,7 @@ class Microbatches:
 
     Attributes:
       segments: the program, of one microbatch's rows on one way.
-      rows: [M, D, rows, ...] each, the microbatches' inputs.
+      rows: [D, M, rows, ...] each, the microbatches' inputs.
       shared: [D, ...] each, the shared values.
       mesh: the mesh.
       batch: its axes that shard rows.
@@ -115,19 +115,19 @@ class Microbatches:
 
         def one(index: Any, way: Any, rows: Any, *values: Any) -> Any:
             own = jax.tree.map(lambda x: x[0], values)
-            taken = [lax.dynamic_index_in_dim(x, index, 0, keepdims=False)[0] for x in rows]
-            result = run([index * self.ways + way[0], *taken], *own)
+            taken = [lax.dynamic_index_in_dim(x[0], index, 0, keepdims=False) for x in rows]
+            result = run([way[0] * (last + 1) + index, *taken], *own)
             return jax.tree.map(lambda x: x[None], result)
 
         index = jnp.clip(index, 0, last)
         numbers = jnp.arange(self.ways, dtype=jnp.int32)
         if not self.batch:
             return one(index, numbers, self.rows, *values)
-        way, rows = PartitionSpec(self.batch), PartitionSpec(None, self.batch)
+        way = PartitionSpec(self.batch)
         mapped = jax.shard_map(
             one,
             mesh=self.mesh,
-            in_specs=(PartitionSpec(), way, rows, *(way for _ in values)),
+            in_specs=(PartitionSpec(), way, way, *(way for _ in values)),
             out_specs=way,
             axis_names=set(self.batch),
             check_vma=False,

@@ -74,7 +74,7 @@ class Pipelined:
         steps, layout = self.steps, self.steps.layout
         split, ways = steps.segments.split, self.steps.ways
         rows = [
-            split.parts(x).reshape(-1, ways, split.size // split.count, *x.shape[1:])
+            split.parts(x).reshape(ways, -1, split.size // split.count, *x.shape[1:])
             for x, is_cut in zip(inputs, split.cut, strict=True)
             if is_cut
         ]
@@ -84,7 +84,7 @@ class Pipelined:
             stacks=stacks,
             constants=[shared[i] for i in steps.segments.shared_constants],
         )
-        rows = [self._laid_out(x, None, steps.batch) for x in rows]
+        rows = [self._laid_out(x, steps.batch) for x in rows]
         around = Microbatches(steps.segments, rows, shared, steps.mesh, steps.batch, ways)
         run = run_gpipe if steps.schedule.name == "gpipe" else run_schedule
         return run(steps, values, around)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from passes import ir
-from passes.batch_split import BatchSplit
 from passes.errors import PassError
 from passes.inline_calls import inline_calls
 from passes.program import Program, Role
+from passes.split import BatchSplit
 
 
 class Source(enum.Enum):
@@ -164,11 +164,11 @@ class _Cutter:
     def __init__(self, program: Program, split: BatchSplit, flat: ir.ClosedJaxpr):
         self.program, self.split = program, split
         self.jaxpr, self.consts = ir.closed(flat)
-        inputs = self.jaxpr.invars[1 : 1 + len(program.inputs)]
+        inputs = self.jaxpr.invars[1 : 1 + len(program.whole_inputs)]
         rows = [var for var, is_cut in zip(inputs, split.cut, strict=True) if is_cut]
         parameters = [
             var
-            for var, leaf in zip(inputs, program.inputs, strict=True)
+            for var, leaf in zip(inputs, program.whole_inputs, strict=True)
             if leaf.role is Role.PARAMETER
         ]
         self.varying = self._after([self.jaxpr.invars[0], *rows])

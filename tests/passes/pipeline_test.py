@@ -14,6 +14,7 @@ from passes import ir
 from passes.compare import random_inputs
 from passes.errors import PassError
 from passes.hlo.machine import MachineModel
+from passes.microbatch import Microbatch
 from passes.pass_pipeline import run_passes
 from passes.pipeline import Pipeline
 from passes.pipelining.rule import Pipelined
@@ -69,9 +70,13 @@ def reference(name: str, layers: int, remat: str) -> tuple[Any, Any]:
     return programs.loss_and_gradients(program_of(name, layers, remat=remat))
 
 
+def parameters(program: Program) -> tuple[int, ...]:
+    return tuple(i for i, x in enumerate(program.whole_inputs) if x.role is Role.PARAMETER)
+
+
 def step_of(program: Program) -> Any:
     """Inputs -> (loss, gradients) by the program's rule."""
-    wrt = program.with_role(Role.PARAMETER)
+    wrt = parameters(program)
 
     def step(*inputs: Any) -> tuple[Any, Any]:
         assert program.gradient is not None
@@ -85,7 +90,7 @@ def assert_same(wanted: tuple[Any, Any], program: Program) -> str:
     """Loss and gradients are the reference's; the compiled program's text."""
     drawn = random_inputs(program)
     inputs = []
-    for leaf in program.inputs:
+    for leaf in program.whole_inputs:
         own = [drawn[f"{leaf.role.value}/{path}"] for path in leaf.parts or (leaf.path,)]
         inputs.append(np.stack(own) if leaf.parts else own[0])
     lowered = jax.jit(step_of(program)).lower(*inputs)
@@ -95,8 +100,8 @@ def assert_same(wanted: tuple[Any, Any], program: Program) -> str:
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     scale = max(float(np.max(np.abs(g))) for g in wanted[1].values())
     found = {}
-    for i, gradient in zip(program.with_role(Role.PARAMETER), gradients, strict=True):
-        leaf = program.inputs[i]
+    for i, gradient in zip(parameters(program), gradients, strict=True):
+        leaf = program.whole_inputs[i]
         for k, path in enumerate(leaf.parts or (leaf.path,)):
             found[path] = gradient[k] if leaf.parts else gradient
     assert found.keys() == wanted[1].keys()
@@ -139,6 +144,13 @@ def test_other_axes(axes: dict[str, int], schedule: Any, layers: int, remat: str
     assert any("do not divide" in note for note in after.notes) == bool(layers % axes["stage"])
 
 
+def test_a_program_that_is_a_microbatchs_already() -> None:
+    program = placed(program_of("gpt2_tiny"), mesh_of(stage=2, data=2), (("data",),))
+    after, _ = run_passes(program, [Microbatch(2), Pipeline(microbatches=2)])
+    assert rule_of(after).steps.batch == ("data",)
+    assert_same(reference("gpt2_tiny", 4, "none"), after)
+
+
 def test_layers_that_stack_layers_rolled() -> None:
     program = programs.of_spec("gpt2_tiny", 4, num_layers=4, **SIZES["gpt2_tiny"])
     rolled, _ = run_passes(program, [StackLayers()])
@@ -175,7 +187,7 @@ def test_rows_that_do_not_fill_the_ways_of_data() -> None:
     program = placed(program_of("llama3_tiny"), mesh_of(stage=2, data=4), (("data",),))
     after = pipelined(program, Pipeline(microbatches=4))
     assert rule_of(after).steps.batch == ()
-    assert any("2 rows" in note and "4 ways" in note for note in after.notes)
+    assert any("2 rows cannot be computed apart on 4 ways" in note for note in after.notes)
     fewer = pipelined(program, Pipeline(microbatches=2))
     assert rule_of(fewer).steps.batch == ("data",)
 
@@ -194,7 +206,9 @@ def test_bad_input() -> None:
     refuses("unknown schedule 'dualpipe'", two, schedule="dualpipe")
     refuses("4 layers do not fill 8 stages", placed(program, mesh_of(stage=8)))
     refuses("4 layers do not fill 6 stages", two, schedule="interleaved", chunks=3)
-    refuses("in microbatches already", pipelined(two, Pipeline(microbatches=4)))
+    refuses("another pass already", pipelined(two, Pipeline(microbatches=4)))
+    parts, _ = run_passes(two, [Microbatch(4)])
+    refuses("one of 4 microbatches, and the pipeline has 8", parts, microbatches=8)
     unrolled = programs.of_spec("llama3_tiny", 8, num_layers=4, **SIZES["llama3_tiny"])
     refuses("run stack_layers before", placed(unrolled, mesh_of(stage=2)))
 
