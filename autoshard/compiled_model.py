@@ -24,7 +24,6 @@ from autoshard.input_checks import (
     check_batch,
     state_problem,
     with_shardings,
-    without_shardings,
 )
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
@@ -396,8 +395,10 @@ class CompiledModel:
     def _shardings(self, traced: TracedModel) -> lowering.Shardings:
         ready = self._ready()
         made = lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
-        if not self._recipe.offloads:
-            return made
+        return self._placed(made) if self._recipe.offloads else made
+
+    def _placed(self, made: lowering.Shardings) -> lowering.Shardings:
+        """Shardings of what goes in and out, each in the memory where its array lives."""
         state = dataclasses.replace(
             on_device(made.state), opt_state=state_memories(made.state.opt_state, self._offload())
         )
@@ -479,7 +480,9 @@ class CompiledModel:
             step: Callable[..., Any] = lowering.make_step(traced, shardings, update)
             jitted = jax.jit(step, out_shardings=(shardings.state, None), donate_argnums=donated)
             return jitted.lower(self.abstract_state, specs)
-        step = lowering.make_step(traced, shardings, make_update(recipe.optimizer, self._offload()))
+        ready, update = self._ready(), make_update(recipe.optimizer, self._offload())
+        inside = lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+        step = lowering.make_step(traced, inside, update)
         places = shardings.state, shardings.batch
         jitted = jax.jit(
             step,
@@ -489,4 +492,4 @@ class CompiledModel:
         )
         # Devices that are there only to compile for may know memories on the abstract mesh alone.
         with jax.set_mesh(self.mesh):
-            return jitted.lower(*map(without_shardings, (self.abstract_state, specs)))
+            return jitted.lower(self.abstract_state, specs)

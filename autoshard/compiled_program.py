@@ -13,7 +13,8 @@ class CompiledMemory:
       aliased_bytes: outputs that reuse donated inputs.
       temporaries_bytes: alive only during the step.
       code_bytes: the generated program.
-      peak_bytes: the most HBM that is in use at once; 0 where the compiler does not say.
+      peak_bytes: the most memory that is in use at once, what is on the host included; 0 where the
+        compiler does not say.
       host_arguments_bytes, host_outputs_bytes, host_aliased_bytes, host_temporaries_bytes: the same
         in the host's memory.
     """
@@ -42,8 +43,14 @@ class CompiledMemory:
 
     @property
     def needed_bytes(self) -> int:
-        """HBM that the step needs: the compiler's peak where it says one, else the total."""
-        return self.peak_bytes or self.total_bytes
+        """HBM that the step needs: the compiler's peak where it says one, else the total.
+
+        Compilers count what is on the host towards the peak.
+        """
+        if not self.peak_bytes:
+            return self.total_bytes
+        new = self.host_outputs_bytes - self.host_aliased_bytes
+        return self.peak_bytes - self.host_arguments_bytes - self.host_temporaries_bytes - new
 
 
 @dataclasses.dataclass(frozen=True)

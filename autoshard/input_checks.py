@@ -27,11 +27,6 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
     )
 
 
-def without_shardings(tree: Any) -> Any:
-    """An abstract tree without shardings."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
 def check_alive(state: TrainState) -> None:
     """Raises PlanError for a donated state: the runtime would end the process instead."""
     arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]

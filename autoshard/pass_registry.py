@@ -10,6 +10,7 @@ from typing import Any
 from autoshard.errors import PassError
 from passes.constrain import Constrain
 from passes.microbatch import Microbatch
+from passes.offload import Offload
 from passes.pass_pipeline import Pass
 from passes.pipeline import Pipeline
 from passes.precision import MixedPrecision
@@ -26,6 +27,7 @@ CLASSES: Mapping[str, type[Any]] = MappingProxyType(
         "sequence": SequencePass,
         "constrain": Constrain,
         "remat": Remat,
+        "offload": Offload,
         "microbatch": Microbatch,
         "pipeline": Pipeline,
     }

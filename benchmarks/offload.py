@@ -74,12 +74,6 @@ CELLS = (
 )
 
 
-def peak_bytes(memory: CompiledMemory) -> int:
-    """The compiler's peak, less what of it is in the host's memory."""
-    new = memory.host_outputs_bytes - memory.host_aliased_bytes
-    return memory.peak_bytes - memory.host_arguments_bytes - memory.host_temporaries_bytes - new
-
-
 def fetched_at_once(optimizer: Any, offload: Offload) -> Callable[..., tuple[Any, Any]]:
     """The update that a first attempt would write."""
 
@@ -183,7 +177,7 @@ def run(cell: Cell) -> bool:
             memory.arguments_bytes,
             memory.temporaries_bytes,
             memory.total_bytes,
-            peak_bytes(memory),
+            memory.needed_bytes,
             memory.host_arguments_bytes,
         )
         widths = (10, 12, 8, 8, 8)
@@ -191,7 +185,7 @@ def run(cell: Cell) -> bool:
         step = "" if one.step_s is None else f"{one.step_s * 1e3:21.1f} ms"
         print(f"{kind:10}{''.join(figures)}{step}")
     before, after = found["device"].memory, found["streamed"].memory
-    falls = (before.total_bytes - after.total_bytes, peak_bytes(before) - peak_bytes(after))
+    falls = (before.total_bytes - after.total_bytes, before.needed_bytes - after.needed_bytes)
     shares = [fall / after.host_arguments_bytes for fall in falls]
     print(
         f"of what is on the host, the sum falls by {shares[0]:.0%} and the peak by {shares[1]:.0%}"

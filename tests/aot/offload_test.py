@@ -13,6 +13,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import autoshard
+import models
 from autoshard import aot
 from autoshard.compiled_program import CompiledMemory
 from autoshard.compiling import compile_program
@@ -138,3 +140,27 @@ def test_layouts_are_those_that_the_cuts_count_on(dtype: str) -> None:
         for order in re.findall(r"\]\{([\d,]+):", entry[1])
     ]
     assert found == [tpu_order(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param("v5p:2x2x2 data=8", marks=needs_libtpu),
+        pytest.param("h100:8 data=8", marks=needs_cuda_plugin),
+    ],
+)
+def test_a_whole_step_by_compile(target: str) -> None:
+    """Of stacked layers and single tables: what is on the host is gone from the device."""
+    sizes = {"d_model": 512, "num_heads": 4, "num_kv_heads": 4, "d_ff": 2048, "vocab_size": 8192}
+    spec = models.get("llama3_tiny", num_layers=4, **sizes)
+    found = {}
+    for offload in ("none", "optimizer"):
+        compiled: Any = autoshard.compile(
+            spec.build(), target, batch=spec.example_batch(8, 64), rules="zero3",
+            optimizer=optax.adam(1e-3), passes="stack_layers", offload=offload,
+        )  # fmt: skip
+        found[offload] = compiled.report.memory
+    host = found["optimizer"].host_arguments_bytes
+    assert host > 0.5 * found["none"].arguments_bytes  # two moments of three arrays, but small ones
+    assert found["none"].needed_bytes - found["optimizer"].needed_bytes >= BAR * host
+    assert found["optimizer"].host_temporaries_bytes == 0
