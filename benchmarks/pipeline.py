@@ -61,7 +61,7 @@ class Compiled:
     text: str
 
 
-def program_of(vocabulary: int, rows: int = 2, length: int = 1024, **overrides: Any) -> Program:
+def program_of(vocabulary: int, rows: int = 4, length: int = 1024, **overrides: Any) -> Program:
     """A Llama's loss, its layers a loop; `rows` rows a microbatch."""
     sizes = {"num_layers": 24, "d_model": 1024, "num_heads": 8, "num_kv_heads": 8, "d_ff": 2816}
     spec = models.get(
