@@ -32,6 +32,7 @@ __all__ = [
     "callee",
     "closed",
     "equations",
+    "has_manual_axes",
     "inlined",
     "is_dropped",
     "is_literal",
@@ -168,6 +169,11 @@ def source_line(eqn: JaxprEqn) -> str:
 
 def _is_library(file_name: str) -> bool:
     return any(part in file_name for part in ("/jax/", "/flax/", "/optax/", "/einops/"))
+
+
+def has_manual_axes(program: ClosedJaxpr) -> bool:
+    """Whether a part of the program is written for single devices of a mesh (`shard_map`)."""
+    return any(eqn.primitive.name == "shard_map" for eqn in equations(closed(program)[0]))
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -10,6 +10,7 @@ rewrite that: a budget for saved activations is one microbatch's.
 import dataclasses
 from typing import ClassVar
 
+from passes import ir
 from passes.batch_split import split_batch
 from passes.errors import PassError
 from passes.program import Leaf, Program, Role
@@ -37,6 +38,11 @@ class Microbatch:
             raise PassError(
                 "the program is computed in microbatches already (a pipeline has its own): leave "
                 "one of the two out"
+            )
+        if ir.has_manual_axes(program.jaxpr):
+            raise PassError(
+                "attention is spread over devices already, and its batch cannot be cut any more: "
+                "put microbatch before sequence"
             )
         if self.count == 1:
             return program.noting("one microbatch is the whole batch: nothing to do")

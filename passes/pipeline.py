@@ -116,6 +116,11 @@ class Pipeline:
             raise PassError(
                 "the program's gradient is computed by another pass already: leave one of them out"
             )
+        if ir.has_manual_axes(program.jaxpr):
+            raise PassError(
+                "attention is spread over devices by the pass sequence, which does not work inside "
+                "stages yet: leave one of the two out"
+            )
         axes = dict(program.placement.mesh.shape)
         if self.axis not in axes:
             listed = ", ".join(f"{name}={size}" for name, size in axes.items())

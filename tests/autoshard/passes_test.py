@@ -273,3 +273,70 @@ def test_order_of_passes() -> None:
     )
     assert [p.name for p in split.before] == ["simplify", "stack_layers"]
     assert [p.name for p in split.after] == ["constrain", "microbatch"]
+
+
+@pytest.mark.parametrize(
+    ("passes", "mesh", "message"),
+    [
+        ("sequence, microbatch(count=2)", "data=2,seq=4", "put microbatch before sequence"),
+        (
+            "stack_layers, sequence, pipeline(microbatches=2)",
+            "stage=2,seq=4",
+            "does not work inside stages yet: leave one of the two out",
+        ),
+    ],
+)
+def test_pairs_that_cannot_be_combined_say_so(passes: str, mesh: str, message: str) -> None:
+    spec = spec_of("gpt2_tiny")
+    with pytest.raises(PassError, match=message):
+        autoshard.compile(spec.build(), mesh, batch=batch_of(spec), passes=passes)
+
+
+PAIRS = (
+    ("microbatch(count=2), remat(budget_bytes=100000)", "data=4,model=2"),
+    ("microbatch(count=2), sequence(method='bidirectional')", "data=2,seq=4"),
+    ("sequence(method='ring'), remat(policy='full')", "data=2,seq=4"),
+    ("constrain, remat, pipeline(microbatches=4)", "stage=2,data=2,model=2"),
+    (
+        "microbatch(count=4), remat(policy='full'), "
+        "pipeline(schedule='zero_bubble', microbatches=4)",
+        "stage=4,data=2",
+    ),
+)
+
+
+@pytest.mark.parametrize(("passes", "mesh"), PAIRS)
+def test_pairs_train_the_same(passes: str, mesh: str) -> None:
+    """Each pass is tried on every family by its own tests; these are pairs, through compile."""
+    spec = spec_of("llama3_tiny")
+    batch = batch_of(spec)
+    model = autoshard.compile(
+        spec.build(), mesh, batch=batch, rules="zero3", passes=f"simplify, stack_layers, {passes}",
+        optimizer=optax.sgd(0.1, momentum=0.9),
+    )  # fmt: skip
+    state, losses = model.init(0), []
+    for _ in range(STEPS):
+        state, metrics = model.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, plainly("llama3_tiny")[0], rtol=2e-5)
+
+
+def test_the_optimizers_state_on_the_host_trains_the_same() -> None:
+    spec = models.get("gpt2_tiny", num_layers=4, d_model=256)
+    batch = random_batch(spec.example_batch(8, 16))
+    losses: dict[str, list[float]] = {}
+    for offload in ("none", "optimizer"):
+        model = autoshard.compile(
+            spec.build(), "data=8", batch=batch, rules="zero1", passes="stack_layers",
+            optimizer=optax.adam(1e-2), offload=offload,
+        )  # fmt: skip
+        state, losses[offload] = model.init(0), []
+        for _ in range(STEPS):
+            state, metrics = model.step(state, batch)
+            losses[offload].append(float(metrics["loss"]))
+        kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}
+        assert ("pinned_host" in kinds) == (offload == "optimizer")
+        again = model.from_user_state(model.to_user_state(state))
+        _, metrics = model.step(again, batch)
+        losses[offload].append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses["optimizer"], losses["none"], rtol=2e-5)
