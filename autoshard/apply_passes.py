@@ -64,6 +64,14 @@ class Passes:
         return tuple(record(one) for one in (*self.before, *self.after))
 
     @property
+    def unplanned(self) -> tuple[str, ...]:
+        """A note on what the plan's estimates leave out; none where they leave out nothing."""
+        names = ", ".join(one.name for one in self.after)
+        if not names:
+            return ()
+        return (f"estimated costs are those before the passes after planning ({names})",)
+
+    @property
     def pins(self) -> tuple[tuple[str, str], ...]:
         """Pairs (named dimension, mesh axis) that the passes ask for."""
         return tuple(pin for one in self.after for pin in getattr(one, "pins", ()))

@@ -369,9 +369,9 @@ class CompiledModel:
             done, late = finish(traced, recipe.passes, plan, self.mesh, self._machine(plan))
             self._last = done
             records = (*records, *late)
-        self._planned = dataclasses.replace(
-            self._planned, plan=dataclasses.replace(plan, passes=records)
-        )
+        notes = (*plan.notes, *self._recipe.passes.unplanned)
+        plan = dataclasses.replace(plan, passes=records, notes=tuple(dict.fromkeys(notes)))
+        self._planned = dataclasses.replace(self._planned, plan=plan)
 
     def _machine(self, plan: Plan) -> MachineModel:
         return self._recipe.target.machine(plan.mesh)
