@@ -198,7 +198,7 @@ STEPS = (
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=18, deadline=None)
 @given(
     order=st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=4),
     count=st.sampled_from([2, 4, 8]),

@@ -271,7 +271,7 @@ OPERATIONS = (
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     before=st.lists(st.integers(0, 5), max_size=2),
     layer=st.lists(st.integers(0, 5), min_size=1, max_size=3),
