@@ -393,24 +393,26 @@ class CompiledModel:
         return rewrite(traced, recipe.passes, recipe.optimizer)
 
     def _shardings(self, traced: TracedModel) -> lowering.Shardings:
-        ready = self._ready()
-        made = lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
-        return self._placed(made) if self._recipe.offloads else made
-
-    def _placed(self, made: lowering.Shardings) -> lowering.Shardings:
         """Shardings of what goes in and out, each in the memory where its array lives."""
-        state = dataclasses.replace(
-            on_device(made.state), opt_state=state_memories(made.state.opt_state, self._offload())
-        )
+        made = self._inner_shardings(traced)
+        if not self._recipe.offloads:
+            return made
+        opt_state = state_memories(made.state.opt_state, self._offload(made))
+        state = dataclasses.replace(on_device(made.state), opt_state=opt_state)
         return dataclasses.replace(made, state=state, batch=on_device(made.batch))
 
-    def _offload(self) -> Offload:
+    def _inner_shardings(self, traced: TracedModel) -> lowering.Shardings:
+        """Shardings without memories: compilers refuse those of values inside the step."""
+        ready = self._ready()
+        return lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+
+    def _offload(self, shardings: lowering.Shardings) -> Offload:
         """Which of the optimizer's state lives on the host."""
         ready = self._ready()
-        made = lowering.make_shardings(ready.plan, self.mesh, ready.traced, ready.opt_state)
         arrays = [a for a in ready.plan.arrays if a.leaf.role is Role.PARAMETER]
         stacked = [a.dims[:1] == ("layers",) for a in arrays]
-        return plan_offload(ready.traced.params, ready.opt_state, made.state.opt_state, stacked)
+        opt_state = shardings.state.opt_state
+        return plan_offload(ready.traced.params, ready.opt_state, opt_state, stacked)
 
     def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
         batch = self._global(batch)
@@ -480,8 +482,8 @@ class CompiledModel:
             step: Callable[..., Any] = lowering.make_step(traced, shardings, update)
             jitted = jax.jit(step, out_shardings=(shardings.state, None), donate_argnums=donated)
             return jitted.lower(self.abstract_state, specs)
-        ready, update = self._ready(), make_update(recipe.optimizer, self._offload())
-        inside = lowering.make_shardings(ready.plan, self.mesh, traced, ready.opt_state)
+        inside = self._inner_shardings(traced)
+        update = make_update(recipe.optimizer, self._offload(inside))
         step = lowering.make_step(traced, inside, update)
         places = shardings.state, shardings.batch
         jitted = jax.jit(

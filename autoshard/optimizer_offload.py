@@ -15,6 +15,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from autoshard.adapters import path_name
+from autoshard.lower import plain_update
 from passes.host_cuts import Cut, cut_of
 from passes.host_stream import DEVICE, HOST, Stream, in_memory, streamed
 
@@ -184,11 +185,10 @@ def make_update(
     Raises (when traced):
       PassError: the optimizer does not update a parameter of the plan element by element.
     """
-    update = optax.with_extra_args_support(optimizer).update
+    update = plain_update(optimizer)
 
     def whole(gradients: Any, state: Any, params: Any, extra: Mapping[str, Any]) -> Any:
-        updates, state = update(gradients, state, params, grad=gradients, **extra)
-        return optax.apply_updates(params, updates), state
+        return update(gradients, state, params, **extra)
 
     def run(gradients: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         arguments = (gradients, state, params, extra)

@@ -80,7 +80,7 @@ class _Adder:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
-            operands = [_read(env, x) for x in eqn.invars]
+            operands = [ir.read(env, x) for x in eqn.invars]
             name = eqn.primitive.name
             if name == "scan":
                 results: Sequence[Any] = self._scan(eqn, operands)
@@ -93,7 +93,7 @@ class _Adder:
                     pairs = zip(eqn.outvars, results, strict=True)
                     results = [self._constrained(v, x, kind) for v, x in pairs]
             env.update(zip(eqn.outvars, results, strict=True))
-        return [_read(env, x) for x in jaxpr.outvars]
+        return [ir.read(env, x) for x in jaxpr.outvars]
 
     def _constrained(self, var: Any, x: Any, kind: str) -> Any:
         spec = None if ir.is_dropped(var) or ir.is_literal(var) else self.specs.get(var)
@@ -136,7 +136,3 @@ class _Adder:
 
         settings = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
         return list(jax.checkpoint(region, **settings)(*operands))
-
-
-def _read(env: Mapping[Any, Any], atom: Any) -> Any:
-    return atom.val if ir.is_literal(atom) else env[atom]

@@ -23,8 +23,6 @@ from passes.errors import PassError
 # What makes a sum whole: given the variable of a sum that depends on no parameter.
 Total = Callable[[ir.Var], Any]
 
-_CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split())
-_INLINED = frozenset("jit pjit closed_call core_call".split())
 _ELEMENTWISE_MAKES = frozenset(
     "convert_element_type lt gt le ge eq ne add sub mul div max min and or not xor neg"
     " shift_right_logical bitcast_convert_type select_n copy".split()
@@ -74,7 +72,9 @@ class Evaluator:
         name = eqn.primitive.name
         try:
             called = ir.callee(eqn)
-            if called is not None and (name in _INLINED or (name in _CUSTOM and not self.derives)):
+            if called is not None and (
+                name in ir.PLAIN_CALLS or (name in ir.CUSTOM_DERIVATIVES and not self.derives)
+            ):
                 return self.run(ir.inlined(called[0], eqn), called[1], values)
             if all(x.is_whole for x in values) and not _has_random_bits(eqn):
                 return self._whole(eqn, values)
@@ -82,7 +82,7 @@ class Evaluator:
                 return self._scan(eqn, values)
             if called is not None and name in ir.CHECKPOINTS:
                 return self._checkpoint(eqn, *called, values)
-            if name in _CUSTOM:
+            if name in ir.CUSTOM_DERIVATIVES:
                 return self._custom(eqn, values)
             if all(x.is_whole for x in values):
                 return self._whole(eqn, values)
@@ -235,8 +235,6 @@ class Evaluator:
             jax.eval_shape(once, initial, slices)
             changed = False
             for i, (now, then) in enumerate(zip(list(carries), emitted, strict=False)):
-                if i >= len(carries):
-                    break
                 if now.is_whole and not then.is_whole:
                     whole = values[num_consts + i]
                     if then.summed:
@@ -282,9 +280,7 @@ def _cotangent(found: Value, operand: Value, batch: Batch) -> Any:
     """
     if operand.dim is not None:
         return found.cut(operand.dim, batch)
-    if found.summed:
-        return found.array
-    if found.is_whole:
+    if found.dim is None:
         return found.array
     raise CannotCut("the gradient of what all rows share has rows of its own")
 

@@ -304,10 +304,9 @@ def keyed(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Val
     dim = _only_cut(operands).dim
     assert dim is not None
     arrays = [x.cut(dim, batch) if len(x.shape) > dim else x.array for x in operands]
-    changed: dict[str, Any] = {}
     if eqn.primitive.name == "random_wrap" and dim >= len(_shape(eqn.outvars[0])):
         raise CannotCut("the words of a random key are rows of the batch")
-    return [Value(r, dim, free=_free(operands)) for r in bind(eqn, arrays, **changed)]
+    return [Value(r, dim, free=_free(operands)) for r in bind(eqn, arrays)]
 
 
 def linear_of_sum(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
@@ -319,23 +318,19 @@ def linear_of_sum(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> 
             f"{name} brings a sum over the whole batch back to its rows (a normalisation by "
             "statistics of the batch does)"
         )
-    linear = (
+    arrays = [x.array for x in operands]
+    choice = name == "select_n" and not summed[0]
+    if choice or name in ("add", "add_any", "sub"):
+        for i in range(1 if choice else 0, len(operands)):
+            if not summed[i]:  # a whole term would be added once a part
+                arrays[i] = arrays[i] / batch.count
+    elif not (
         name in _LINEAR
         or (name in ("mul", "dot_general") and sum(summed) == 1)
         or (name == "div" and summed == [True, False])
-        or (name == "select_n" and not summed[0])
-    )
-    if linear and name != "select_n":
-        return [Value(r, None, True, free) for r in bind(eqn, [x.array for x in operands])]
-    if name in ("add", "add_any", "sub", "select_n") and (linear or name != "select_n"):
-        # A whole term would be added once a part.
-        keep = 1 if name == "select_n" else 0
-        arrays = [
-            x.array if x.summed or i < keep else x.array / batch.count
-            for i, x in enumerate(operands)
-        ]
-        return [Value(r, None, True, free) for r in bind(eqn, arrays)]
-    raise CannotCut(f"{name} is not linear, and it is applied to a sum over the whole batch")
+    ):
+        raise CannotCut(f"{name} is not linear, and it is applied to a sum over the whole batch")
+    return [Value(r, None, True, free) for r in bind(eqn, arrays)]
 
 
 TABLE: Mapping[str, Rule] = {

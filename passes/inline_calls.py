@@ -5,8 +5,6 @@ from typing import Any
 
 from passes import ir
 
-PLAIN_CALLS = frozenset("jit pjit closed_call core_call".split())
-
 
 def inline_calls(program: ir.ClosedJaxpr) -> ir.ClosedJaxpr:
     """The program with its plain calls inlined, at the top level.
@@ -43,7 +41,7 @@ class _Flat:
         for eqn in eqns:
             operands = [x if ir.is_literal(x) else env[x] for x in eqn.invars]
             called = ir.callee(eqn)
-            if called is not None and eqn.primitive.name in PLAIN_CALLS:
+            if called is not None and eqn.primitive.name in ir.PLAIN_CALLS:
                 jaxpr = ir.inlined(called[0], eqn)
                 inner: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
                 for var, value in zip(jaxpr.constvars, called[1], strict=True):

@@ -4,7 +4,7 @@ Everything of `jax.extend` that the toolkit needs is re-exported from here under
 that a JAX release which moves something costs one edit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from jax.extend.core import (
 __all__ = [
     "CALLS",
     "CHECKPOINTS",
+    "CUSTOM_DERIVATIVES",
+    "PLAIN_CALLS",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -31,6 +33,7 @@ __all__ = [
     "as_function",
     "callee",
     "closed",
+    "described",
     "equations",
     "has_manual_axes",
     "inlined",
@@ -40,6 +43,7 @@ __all__ = [
     "located",
     "part",
     "random_key",
+    "read",
     "reverse_rule",
     "scan_counts",
     "source_line",
@@ -65,6 +69,14 @@ CALLS: dict[str, str] = {
 }
 
 _ALONE = DebugInfo("pass", "an equation alone", None, None)
+
+# Calls that only call: what they contain may stand in their place.
+PLAIN_CALLS = frozenset("jit pjit closed_call core_call".split())
+
+# Calls with a derivative of their own.
+CUSTOM_DERIVATIVES = frozenset(
+    "custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
+)
 
 # The names that `jax.checkpoint` has had.
 CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
@@ -107,6 +119,11 @@ def as_function(program: ClosedJaxpr) -> Callable[..., list[Any]]:
 def is_literal(atom: Any) -> bool:
     """Whether an equation's operand is a literal rather than a variable."""
     return isinstance(atom, Literal)
+
+
+def read(env: Mapping[Any, Any], atom: Any) -> Any:
+    """The value of an operand: a literal's own, or a variable's in `env`."""
+    return atom.val if isinstance(atom, Literal) else env[atom]
 
 
 def is_dropped(var: Any) -> bool:
@@ -165,6 +182,12 @@ def source_line(eqn: JaxprEqn) -> str:
         if not _is_library(frame.file_name):
             return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
     return ""
+
+
+def described(eqn: JaxprEqn) -> str:
+    """`primitive at file.py:line (function)`, for messages; the primitive alone if unknown."""
+    line = source_line(eqn)
+    return f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
 
 
 def _is_library(file_name: str) -> bool:

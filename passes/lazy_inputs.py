@@ -38,8 +38,6 @@ _VIEWS = SLICED_THROUGH | frozenset("reshape broadcast_in_dim squeeze".split())
 # Made again in the backward pass rather than saved: a gathered copy, and what is a view of one.
 _REMADE = (_VIEWS - {"name"}) | {"sharding_constraint"}
 
-_INLINED = frozenset("jit pjit closed_call core_call".split())
-
 _Step = Callable[[Any], Any]
 
 
@@ -215,15 +213,11 @@ def _evaluate(
         if not _is_view(eqn):
             _run(jaxpr, waiting, env)
             waiting = []
-        inputs = [_read(env, x) for x in eqn.invars]
+        inputs = [ir.read(env, x) for x in eqn.invars]
         results = _equation(eqn, jaxpr, inputs, scope)
         env.update(zip(eqn.outvars, results, strict=True))
     _run(jaxpr, waiting, env)
-    return [_read(env, x) for x in jaxpr.outvars]
-
-
-def _read(env: dict[Any, Any], atom: Any) -> Any:
-    return atom.val if ir.is_literal(atom) else env[atom]
+    return [ir.read(env, x) for x in jaxpr.outvars]
 
 
 def _variables(atoms: Sequence[Any]) -> list[ir.Var]:
@@ -251,7 +245,7 @@ def _equation(
     if name == "scan":
         return _scan(eqn, operands, scope)
     called = ir.callee(eqn)
-    if called is not None and name in _INLINED:
+    if called is not None and name in ir.PLAIN_CALLS:
         return _evaluate(ir.inlined(called[0], eqn), called[1], operands, scope)
     if called is not None and name in ir.CHECKPOINTS:
         with jax.named_scope(str(eqn.source_info.name_stack)):

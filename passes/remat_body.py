@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from passes import ir
-from passes.inline_calls import PLAIN_CALLS
 
 
 def flat_body(eqn: ir.JaxprEqn) -> ir.JaxprEqn:
@@ -34,19 +33,15 @@ def _flat(jaxpr: ir.Jaxpr, consts: Sequence[Any], operands: Sequence[Any]) -> li
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, operands, strict=True))
     for eqn in jaxpr.eqns:
-        values = [_read(env, x) for x in eqn.invars]
+        values = [ir.read(env, x) for x in eqn.invars]
         called = ir.callee(eqn)
-        inline = PLAIN_CALLS | ir.CHECKPOINTS
+        inline = ir.PLAIN_CALLS | ir.CHECKPOINTS
         if called is not None and eqn.primitive.name in inline:
             results = _flat(ir.inlined(called[0], eqn), called[1], values)
         else:
             results = ir.alone(eqn)(*values)
         env.update(zip(eqn.outvars, results, strict=True))
-    return [_read(env, x) for x in jaxpr.outvars]
-
-
-def _read(env: Mapping[Any, Any], atom: Any) -> Any:
-    return atom.val if ir.is_literal(atom) else env[atom]
+    return [ir.read(env, x) for x in jaxpr.outvars]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,14 +66,14 @@ class NamedBody:
         for var, value in zip(self.jaxpr.invars, operands, strict=True):
             env[var] = self._named(var, value)
         for eqn in self.jaxpr.eqns:
-            values = [_read(env, x) for x in eqn.invars]
+            values = [ir.read(env, x) for x in eqn.invars]
             if self._inside(eqn):
                 results: Sequence[Any] = [_named_inside(eqn, self.names[eqn.outvars[0]], values)]
             else:
                 made = ir.alone(eqn)(*values)
                 results = [self._named(v, x) for v, x in zip(eqn.outvars, made, strict=True)]
             env.update(zip(eqn.outvars, results, strict=True))
-        return [_read(env, x) for x in self.jaxpr.outvars]
+        return [ir.read(env, x) for x in self.jaxpr.outvars]
 
     def _named(self, var: ir.Var, value: Any) -> Any:
         name = self.names.get(var)

@@ -26,7 +26,6 @@ _NESTED = {
     "cond": ("branches",),
     **{name: (parameter,) for name, parameter in ir.CALLS.items() if "custom" not in name},
 }
-_CALLS = frozenset("jit pjit closed_call core_call".split())
 
 # A barrier is there to keep apart what looks equal.
 _NEVER_MERGED = frozenset({"optimization_barrier"})
@@ -168,7 +167,7 @@ class _Block:
         return eqn.replace(params={**eqn.params, **changed}) if changed else eqn
 
     def _inline(self, eqn: ir.JaxprEqn) -> bool:
-        called = ir.callee(eqn) if eqn.primitive.name in _CALLS else None
+        called = ir.callee(eqn) if eqn.primitive.name in ir.PLAIN_CALLS else None
         if called is None or called[1] or not self._may_inline(eqn, called[0]):
             return False
         self.work.count("calls inlined")

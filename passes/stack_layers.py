@@ -90,8 +90,7 @@ class StackLayers:
 def _first_effect(program: Program) -> str:
     for eqn in ir.equations(ir.closed(program.jaxpr)[0]):
         if eqn.effects and not ir.callee(eqn) and eqn.primitive.name not in ("scan", "while"):
-            line = ir.source_line(eqn)
-            return f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
+            return ir.described(eqn)
     return ""
 
 

@@ -35,7 +35,7 @@ def _check(jaxpr: ir.Jaxpr, where: str) -> None:
             raise PassError(f"an input variable occurs twice{where}")
         made.add(var)
     for index, eqn in enumerate(jaxpr.eqns):
-        place = f"equation {index} ({_described(eqn)}){where}"
+        place = f"equation {index} ({ir.described(eqn)}){where}"
         for atom in eqn.invars:
             if not ir.is_literal(atom) and atom not in made:
                 raise PassError(f"{place} reads a variable that nothing before it makes")
@@ -49,11 +49,6 @@ def _check(jaxpr: ir.Jaxpr, where: str) -> None:
     for atom in jaxpr.outvars:
         if not ir.is_literal(atom) and atom not in made:
             raise PassError(f"a result{where} is a variable that nothing makes")
-
-
-def _described(eqn: ir.JaxprEqn) -> str:
-    line = ir.source_line(eqn)
-    return f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
 
 
 def _check_nested(eqn: ir.JaxprEqn, place: str) -> None:

@@ -67,7 +67,7 @@ class _Evaluation:
                 results = self.nested(eqn, scope, env)
             env.update(zip(eqn.outvars, results, strict=True))
         _run(scope.jaxpr, waiting, env)
-        return [_read(x, env) for x in scope.jaxpr.outvars]
+        return [ir.read(env, x) for x in scope.jaxpr.outvars]
 
     def holds(self, scope: Scope | None) -> bool:
         """Whether any attention within a scope is replaced."""
@@ -122,7 +122,7 @@ class _Evaluation:
         inner = scope.inner[id(eqn)]
         is_read = self.reads(eqn, inner)
         values = [
-            _read(x, env) if read else None for x, read in zip(eqn.invars, is_read, strict=True)
+            ir.read(env, x) if read else None for x, read in zip(eqn.invars, is_read, strict=True)
         ]
         if eqn.primitive.name == "scan":
             return self.scan(eqn, inner, values)
@@ -170,7 +170,3 @@ def _run(jaxpr: ir.Jaxpr, eqns: Sequence[ir.JaxprEqn], env: dict[Any, Any]) -> N
     reads = list(dict.fromkeys(x for x in atoms if not ir.is_literal(x) and x not in made))
     results = ir.part(jaxpr, eqns, reads, makes)(*(env[x] for x in reads))
     env.update(zip(makes, results, strict=True))
-
-
-def _read(atom: Any, env: Mapping[Any, Any]) -> Any:
-    return atom.val if ir.is_literal(atom) else env[atom]

@@ -18,8 +18,6 @@ import numpy as np
 
 from passes import ir
 
-CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split())
-
 # Where an equation came from, or how a compiler should treat it; not what it computes.
 _IGNORED = frozenset("name ctx_mesh inline keep_unused donated_invars debug_info".split())
 
@@ -41,7 +39,7 @@ class Keys:
         name = eqn.primitive.name
         operands = tuple((str(x.aval), ir.is_literal(x)) for x in eqn.invars)
         results = tuple(str(x.aval) for x in eqn.outvars)
-        if name in CUSTOM:
+        if name in ir.CUSTOM_DERIVATIVES:
             # Custom derivatives inside show in the traced backward.
             rule = tuple(str(x.jaxpr) for x in ir.reverse_rule(eqn))
             return name, operands, results, rule
@@ -82,7 +80,7 @@ class Keys:
 
     def _custom_inside(self, jaxpr: ir.Jaxpr) -> str:
         rules: Iterable[ir.JaxprEqn] = (
-            eqn for eqn in ir.equations(jaxpr) if eqn.primitive.name in CUSTOM
+            eqn for eqn in ir.equations(jaxpr) if eqn.primitive.name in ir.CUSTOM_DERIVATIVES
         )
         return " ".join(str(self._key(eqn)) for eqn in rules)
 

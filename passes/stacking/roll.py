@@ -62,7 +62,7 @@ def roll(program: ir.ClosedJaxpr, loop: Loop, parameters: Sequence[ir.Var], rema
         ]
         env.update(_loop(jaxpr, loop, shape, env, stacks, remat))
         _run(jaxpr, shape.after, env)
-        return [_read(env, x) for x in jaxpr.outvars]
+        return [ir.read(env, x) for x in jaxpr.outvars]
 
     specs = [ir.spec(jaxpr.invars[i]) for i in kept]
     count = len(loop.segments)
@@ -155,7 +155,7 @@ def _loop(
 
     again = remat and not any(e.primitive.name in ir.CHECKPOINTS for e in loop.eqns)
     once = jax.checkpoint(body, prevent_cse=False) if again else body
-    initial = [_read(env, init) for init, _, _ in loop.carries]
+    initial = [ir.read(env, init) for init, _, _ in loop.carries]
     for index, result in shape.extra:
         like = ir.spec(loop.eqns[index].outvars[result])
         initial.append(jnp.zeros(like.shape, like.dtype))
@@ -189,17 +189,13 @@ def _iteration(
             case Made(number, result):
                 return made[number][result]
             case Invariant(atom):
-                return _read(env, atom)
+                return ir.read(env, atom)
 
     for eqn, refs in loop.made:
         made.append(ir.alone(eqn)(*(value(ref) for ref in refs)))
     for eqn, refs in zip(loop.eqns, loop.refs, strict=True):
         results.append(ir.alone(eqn)(*(value(ref) for ref in refs)))
     return results
-
-
-def _read(env: dict[Any, Any], atom: Any) -> Any:
-    return atom.val if ir.is_literal(atom) else env[atom]
 
 
 def _array(env: dict[Any, Any], atom: Any) -> Any:

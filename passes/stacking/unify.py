@@ -151,7 +151,7 @@ class _Unifier:
         if all(ir.is_literal(x) for x in atoms):
             return self._literals(atoms)
         if any(ir.is_literal(x) for x in atoms):
-            raise NotAlike(f"an operand of {_described(eqn)} is a literal in some layers only")
+            raise NotAlike(f"an operand of {ir.described(eqn)} is a literal in some layers only")
         found = self.known.get(atoms)
         if found is None:
             found = self._variables(atoms, eqn)
@@ -173,7 +173,7 @@ class _Unifier:
         if all(x is atoms[0] for x in atoms):
             return Invariant(atoms[0])
         if any(p is not None for p in places):
-            raise NotAlike(f"{_described(eqn)} reads a layer in some layers, and none in others")
+            raise NotAlike(f"{ir.described(eqn)} reads a layer in some layers, and none in others")
         return self._outside(atoms, eqn)
 
     def _is_inner(self, places: Sequence[Any]) -> bool:
@@ -183,18 +183,18 @@ class _Unifier:
         index, result = places[-1][1:]
         expected = [(k - 1, index, result) for k in range(1, len(atoms))]
         if list(places[1:]) != expected or places[0] is not None:
-            raise NotAlike(f"{_described(eqn)} reads other layers than the one before")
+            raise NotAlike(f"{ir.described(eqn)} reads other layers than the one before")
         if str(atoms[0].aval) != str(atoms[1].aval):
             raise NotAlike(
-                f"{_described(eqn)} gets {atoms[0].aval} in the first layer and {atoms[1].aval} in "
-                "the second"
+                f"{ir.described(eqn)} gets {atoms[0].aval} in the first layer and {atoms[1].aval} "
+                "in the second"
             )
         key = (atoms[0], index, result)
         return Carry(self.carries.setdefault(key, len(self.carries)))
 
     def _outside(self, atoms: tuple[Any, ...], eqn: ir.JaxprEqn) -> Ref:
         if len({str(x.aval) for x in atoms}) > 1:
-            raise NotAlike(f"an operand of {_described(eqn)} has another shape or type by layer")
+            raise NotAlike(f"an operand of {ir.described(eqn)} has another shape or type by layer")
         makers = [self.around.maker.get(x) for x in atoms]
         if all(m is not None for m in makers):
             try:
@@ -206,7 +206,7 @@ class _Unifier:
         free = all(x in self.around.inputs or x in self.around.maker for x in atoms)
         if free and _bytes(atoms[0]) <= SMALL_BYTES:
             return self._stack(atoms)
-        raise NotAlike(f"{_described(eqn)} reads values that come from elsewhere by layer")
+        raise NotAlike(f"{ir.described(eqn)} reads values that come from elsewhere by layer")
 
     def _made_in_loop(self, atoms: tuple[Any, ...], makers: Sequence[ir.JaxprEqn]) -> Ref:
         results = {
@@ -269,8 +269,3 @@ def _pruned(loop: Loop) -> Loop:
 
 def _bytes(atom: Any) -> int:
     return int(np.prod(atom.aval.shape, dtype=np.int64)) * 8
-
-
-def _described(eqn: ir.JaxprEqn) -> str:
-    line = ir.source_line(eqn)
-    return f"{eqn.primitive.name} at {line}" if line else eqn.primitive.name
