@@ -28,6 +28,7 @@ from autoshard.mesh_shape import MeshShape
 from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.rule_sets import RuleSet
+from autoshard.search.options import SearchOptions
 from autoshard.state import TrainState
 from autoshard.topology import Topology
 
@@ -49,6 +50,7 @@ __all__ = [
     "Precision",
     "RuleError",
     "RuleSet",
+    "SearchOptions",
     "Topology",
     "TrainState",
     "UnmodelledError",

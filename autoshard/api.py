@@ -8,6 +8,7 @@ check    the plan against program and mesh                   validate
 lower    autodiff, optimizer, constraints, jit               lower
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -26,11 +27,13 @@ from autoshard.pass_registry import from_records, parse_passes
 from autoshard.plan import Plan
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
+from autoshard.search import SearchOptions
 from autoshard.target import resolve
 from passes.pass_pipeline import Checks
 from passes.program import Role
 
 TASKS = ("train", "eval")
+AUTO_PASSES = "auto"
 
 
 def default_optimizer(
@@ -49,6 +52,22 @@ def _roles(roles: Sequence[Role | str]) -> tuple[Role, ...]:
     except ValueError as error:
         known = ", ".join(role.value for role in Role)
         raise ModelError(f"argument_roles={list(roles)!r}: {error}; there are {known}") from error
+
+
+def _without_auto(passes: Any, options: SearchOptions) -> tuple[Any, SearchOptions]:
+    """The passes named beside `auto`, which asks the search to choose others."""
+    named = [passes] if isinstance(passes, str) else passes
+    if not isinstance(named, list | tuple):
+        return passes, options
+    texts = [
+        ", ".join(p.strip() for p in one.split(",") if p.strip() != AUTO_PASSES)
+        if isinstance(one, str) and "(" not in one
+        else one
+        for one in named
+    ]
+    if list(texts) == [", ".join(p.strip() for p in one.split(",")) if isinstance(one, str) and "(" not in one else one for one in named]:
+        return passes, options
+    return [one for one in texts if one != ""], dataclasses.replace(options, choose_passes=True)
 
 
 def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
@@ -87,6 +106,7 @@ def compile(
     passes: Any = None,
     pass_checks: Checks | None = None,
     offload: Literal["none", "optimizer"] = "none",
+    search: SearchOptions | None = None,
 ) -> Any:
     """Plan and compile a model for a mesh.
 
@@ -111,10 +131,14 @@ def compile(
       argument_roles: for a plain function, `parameter` or `batch` for each argument; by default the
         last is the batch and those before it are parameters.
       passes: what rewrites the program: text such as `"stack_layers, microbatch(count=4)"`, a
-        `Pass`, or a list of these (`docs/passes.md`). None: those that `plan` was made with.
+        `Pass`, or a list of these (`docs/passes.md`). `auto` among them: the planner decides on
+        microbatches and on what is saved for the backward pass. None: those that `plan` was made
+        with.
       pass_checks: what follows each pass: comparison on random data, dumps.
       offload: `optimizer`: its state lives in host memory and is streamed through the device, layer
         by layer. (Activations are offloaded by the pass `remat`.)
+      search: how far the planner goes, what it must not use, and how it shows progress; with
+        rules that include `auto` only.
 
     Returns:
       A `CompiledModel`, or a `CompiledFunction` for a plain function.
@@ -140,8 +164,9 @@ def compile(
         raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
     target = resolve(mesh)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
+    passes, options = _without_auto(passes, search or SearchOptions())
     chosen = _passes(passes, pass_checks, given)
-    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins)
+    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options)
     if not is_model(model):
         if not callable(model):
             adapt(model)  # raises, naming what can be passed

@@ -128,7 +128,7 @@ def finish(
     """
     if not passes.after:
         return traced, ()
-    placement = Placement(mesh, machine, value_specs(plan))
+    placement = Placement(mesh, machine, value_specs(plan.layout))
     program = dataclasses.replace(traced.program, placement=placement)
     first = len(passes.before)
     program, records = _run(program, passes.after, passes.checks, first)

@@ -1,7 +1,7 @@
 """A model compiled for a mesh: what `autoshard.compile` returns for a Flax model."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ from autoshard.optimizer_offload import (
     state_memories,
 )
 from autoshard.plan import Plan
+from autoshard.planning import Candidate
 from autoshard.precision import Precision
 from autoshard.report import MemoryReport, memory_report
 from autoshard.reporting import ReportInputs, make_report
@@ -44,7 +45,9 @@ from autoshard.stacked_state import Stacking
 from autoshard.state import TrainState
 from autoshard.target import Target, check_context
 from autoshard.trace import TracedModel, abstract, trace_model
+from autoshard.verified_choice import choose
 from passes.hlo.machine import MachineModel
+from passes.pass_pipeline import Pass
 from passes.program import Role
 
 
@@ -73,6 +76,15 @@ class Recipe:
     donate: bool
     passes: Passes = dataclasses.field(default_factory=Passes)
     offloads: bool = False
+
+    def adding(self, passes: tuple[Pass, ...]) -> "Recipe":
+        """With more passes after planning."""
+        if not passes:
+            return self
+        own = self.passes
+        return dataclasses.replace(
+            self, passes=dataclasses.replace(own, after=(*own.after, *passes))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,20 +370,44 @@ class CompiledModel:
         if plan is not None:
             planning.check(plan, traced.program, recipe.target, recipe.wishes.task)
         else:
-
-            def optimizer_bytes(layout: Layout) -> int:
-                return lowering.optimizer_bytes(layout, opt_state)
-
-            plan = planning.make(traced.program, recipe.target, recipe.wishes, optimizer_bytes)
+            plan = self._search(traced, opt_state, batch)
+        recipe = self._recipe
         self._planned = _Planned(traced, plan, opt_state, rewritten.stacking)
         records = rewritten.records
         if recipe.passes.after:
             done, late = finish(traced, recipe.passes, plan, self.mesh, self._machine(plan))
             self._last = done
             records = (*records, *late)
-        notes = (*plan.notes, *self._recipe.passes.unplanned)
+        searched = plan.search is not None and recipe.wishes.options.choose_passes
+        notes = plan.notes if searched else (*plan.notes, *recipe.passes.unplanned)
         plan = dataclasses.replace(plan, passes=records, notes=tuple(dict.fromkeys(notes)))
         self._planned = dataclasses.replace(self._planned, plan=plan)
+
+    def _search(self, traced: TracedModel, opt_state: Any, batch: Any) -> Plan:
+        """The plan that the search finds; what it chose of passes joins those of the recipe."""
+        recipe = self._recipe
+
+        def optimizer_bytes(layout: Layout) -> int:
+            return lowering.optimizer_bytes(layout, opt_state)
+
+        def candidates(ratio: float) -> Iterator[Candidate]:
+            wishes = recipe.wishes.corrected(ratio, recipe.target.memory_bytes)
+            return planning.make(traced.program, recipe.target, wishes, optimizer_bytes)
+
+        def compile_one(candidate: Candidate) -> CompileReport:
+            trial = CompiledModel(recipe.adding(candidate.passes), batch, candidate.plan)
+            return trial.compile_report()
+
+        count = recipe.wishes.compiled_layouts(recipe.target)
+        if count:
+            limit = recipe.wishes.memory_limit_bytes
+            chosen = choose(candidates, compile_one, limit, recipe.wishes.options, count)
+            candidate, plan = chosen.candidate, chosen.plan
+        else:
+            candidate = next(candidates(1.0))
+            plan = candidate.plan
+        self._recipe = recipe.adding(candidate.passes)
+        return plan
 
     def _machine(self, plan: Plan) -> MachineModel:
         return self._recipe.target.machine(plan.mesh)

@@ -5,12 +5,14 @@ is compiled; a plan says "estimated" wherever these figures appear.
 """
 
 import dataclasses
+import functools
 import math
 
 from autoshard.factors import FactorRole
 from autoshard.layouts import Layout
 from autoshard.memory import MemoryEstimate, StateBytes, estimate_memory
 from autoshard.memory_buffers import Buffer, find_buffers
+from autoshard.memory_sizes import Sizes
 from autoshard.named_dims import Analysis
 from autoshard.predicted_collectives import (
     PredictedCollective,
@@ -20,19 +22,7 @@ from autoshard.predicted_collectives import (
 )
 from autoshard.program_flow import ProgramFlow, program_flow
 from autoshard.sharded_program import ShardedProgram
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceMachine:
-    """The chip whose ratios weigh operations, bytes held and bytes moved against each other.
-
-    Defaults are TPU v5p's (Google Cloud documentation, "TPU v5p"): 459 TFLOP/s in bfloat16, 2,765
-    GB/s of HBM, 4,800 Gbit/s of interconnect a chip over six links, two of them to an axis.
-    """
-
-    flops_per_s: float = 459e12
-    memory_bytes_per_s: float = 2765e9
-    link_bytes_per_s: float = 2 * 4800e9 / 8 / 6
+from autoshard.step_time import StepTime, StepTimer, is_product, step_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +32,19 @@ class CostReport:
     Attributes:
       flops: multiply-adds counted twice, of matrix products and convolutions, forward and backward.
       memory: bytes held at the peak.
-      score_s: the sum of compute, communication and memory-traffic times on `ReferenceMachine`,
-        nothing overlapped: a number to rank by, not a prediction.
+      time: seconds of the step, by what takes them.
       collectives: what the devices send each other.
     """
 
     flops: float
     memory: MemoryEstimate
-    score_s: float
+    time: StepTime
     collectives: tuple[PredictedCollective, ...]
+
+    @property
+    def score_s(self) -> float:
+        """What layouts are ranked by: the estimated step."""
+        return self.time.total_s
 
     @property
     def tensor_bytes(self) -> float:
@@ -79,54 +73,56 @@ def _sent(collectives: tuple[PredictedCollective, ...], purpose: Purpose) -> flo
 
 def _flops(program: ShardedProgram, index: int) -> float:
     """Of one operation on one device, all repeats."""
-    op, rule = program.analysis.graph.ops[index], program.analysis.rules[index]
-    if not _is_product(op.primitive) or not any(program.analysis.sources[v] for v in op.inputs):
+    if not is_product(program, index):
         return 0.0
+    op, rule = program.analysis.graph.ops[index], program.analysis.rules[index]
     total = 2.0 * math.prod(f.size for f in rule.factors if f.role is not FactorRole.INDEXED)
     bound = program.analysis.factor_dims(index)
     parts = {p for atoms in bound for p in program.factor_parts(atoms)}
     return total / program.degree(parts) * op.repeats
 
 
-def _is_product(primitive: str) -> bool:
-    return primitive in ("dot_general", "conv_general_dilated")
+@dataclasses.dataclass(frozen=True)
+class Costed:
+    """A program whose cost is wanted under many layouts.
+
+    Attributes:
+      analysis: of the gradient program when training, else of the forward program.
+      trains: whether gradients are computed and parameters updated.
+      platform: `cpu`, `tpu` or `cuda`.
+    """
+
+    analysis: Analysis
+    trains: bool
+    platform: str = "cpu"
+
+    @functools.cached_property
+    def flow(self) -> ProgramFlow:
+        """Where its values come from and go to."""
+        return program_flow(self.analysis)
+
+    @functools.cached_property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """What it holds in memory."""
+        return find_buffers(self.analysis, self.flow, makes_again=self.platform != "cpu")
 
 
-def estimate(
-    analysis: Analysis,
-    layout: Layout,
-    state: StateBytes,
-    trains: bool,
-    *,
-    machine: ReferenceMachine | None = None,
-    flow: ProgramFlow | None = None,
-    buffers: tuple[Buffer, ...] | None = None,
-    platform: str = "cpu",
-) -> CostReport:
+def estimate(costed: Costed, layout: Layout, state: StateBytes, timer: StepTimer) -> CostReport:
     """Estimate a layout's cost.
 
     Args:
-      analysis: of the gradient program when training, else of the forward program; its inputs are
-        those of `layout.arrays`.
+      costed: the program; its inputs are those of `layout.arrays`.
       layout: the layout.
       state: optimizer bytes a device, which the program does not show.
-      trains: whether gradients are computed and parameters updated.
-      machine: the weights of the score.
-      flow: `program_flow(analysis)`, if it is at hand.
-      buffers: `find_buffers(analysis, flow)`, if it is at hand.
-      platform: `cpu`, `tpu` or `cuda`.
+      timer: of the mesh of the layout on its machine.
     """
-    machine = machine or ReferenceMachine()
+    analysis = costed.analysis
     program = ShardedProgram(analysis, layout)
     flops = sum(_flops(program, index) for index in range(len(analysis.graph.ops)))
-    flow = flow or program_flow(analysis)
-    collectives = predict_collectives(analysis, layout, trains, flow, habits_of(platform))
-    if buffers is None:
-        buffers = find_buffers(analysis, flow, makes_again=platform != "cpu")
-    memory = estimate_memory(program, buffers, state, platform)
-    score = (
-        flops / machine.flops_per_s
-        + sum(c.sent_bytes for c in collectives) / machine.link_bytes_per_s
-        + memory.total_bytes / machine.memory_bytes_per_s
+    collectives = predict_collectives(
+        analysis, layout, costed.trains, costed.flow, habits_of(costed.platform)
     )
-    return CostReport(flops, memory, score, collectives)
+    sizes = Sizes(program, costed.platform)
+    memory = estimate_memory(sizes, costed.buffers, state)
+    time = step_time(program, sizes, costed.buffers, memory, collectives, timer, costed.trains)
+    return CostReport(flops, memory, time, collectives)

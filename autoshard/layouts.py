@@ -103,18 +103,34 @@ def lay_out(subject: Subject, shape: MeshShape, rules: Sequence[RuleSet]) -> Lay
     notes = [note for choices in decided for note in choices.notes]
     batch = _batch_choices(context, notes)
     chosen = _classes([*batch, *(c for d in decided for c in d.classes)], context, notes)
-    stage = max((rule.zero_stage for rule in rules), default=0)
-    arrays = _arrays(context, chosen, decided, stage)
+    storage = _storage(context, rules)
+    arrays = _arrays(context, chosen, decided, storage)
     coalesced, mesh, renamed = _coalesced(mesh, arrays)
     return Layout(
         mesh=mesh,
         rules=tuple(rule.name for rule in rules),
-        zero_stage=stage,
+        zero_stage=storage.stage,
         data_parts=rename((context.data_parts,), renamed)[0],
         tensor_parts=rename((context.tensor_parts + own,), renamed)[0],
         arrays=coalesced,
         notes=tuple(notes),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """The ZeRO stage, and the parts of the mesh that storage is sharded over."""
+
+    stage: int
+    parts: tuple[str, ...]
+
+
+def _storage(context: RuleContext, rules: Sequence[RuleSet]) -> _Storage:
+    first = max(rules, key=lambda rule: rule.zero_stage)
+    parts = context.data_parts
+    if first.zero_axes:
+        parts = tuple(p for p in parts if context.mesh.axis_of(p) in first.zero_axes)
+    return _Storage(first.zero_stage, parts)
 
 
 def _batch_choices(context: RuleContext, notes: list[str]) -> list[ClassChoice]:
@@ -226,7 +242,10 @@ def spec_of(
 
 
 def _arrays(
-    context: RuleContext, chosen: Mapping[int, ClassChoice], decided: Sequence[Choices], stage: int
+    context: RuleContext,
+    chosen: Mapping[int, ClassChoice],
+    decided: Sequence[Choices],
+    storage: _Storage,
 ) -> list[ArrayLayout]:
     leaf_choices: dict[tuple[int, bool], LeafChoice] = {}
     for choices in decided:
@@ -235,7 +254,7 @@ def _arrays(
     analysis = context.subject.analysis
     scanned = scanned_atoms(analysis)
     return [
-        _array(context, chosen, leaf_choices, position, stage, scanned)
+        _array(context, chosen, leaf_choices, position, storage, scanned)
         for position in range(len(analysis.program.inputs))
     ]
 
@@ -245,7 +264,7 @@ def _array(
     chosen: Mapping[int, ClassChoice],
     leaf_choices: Mapping[tuple[int, bool], LeafChoice],
     position: int,
-    stage: int,
+    storage: _Storage,
     scanned: frozenset[int],
 ) -> ArrayLayout:
     analysis: Analysis = context.subject.analysis
@@ -268,13 +287,14 @@ def _array(
     if leaf.role is not Role.PARAMETER:
         return ArrayLayout(leaf, labels, compute, compute, compute, compute, rule, why)
     whole = [not scanned.isdisjoint(dim) for dim in dims]
-    sharded = _spread(leaf.shape, stored, context.data_parts, of_part, whole) if stage else stored
+    stage = storage.stage
+    sharded = _spread(leaf.shape, stored, storage.parts, of_part, whole) if stage else stored
     if stage and sharded != stored:
         rule = f"{rule}+zero{stage}" if rule else f"zero{stage}"
         why = f"{why}; " if why != "replicated" else ""
         kinds = ("optimizer state", "gradient and optimizer state", "storage")[stage - 1]
         why += (
-            f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, context.data_parts)))}"
+            f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, storage.parts)))}"
         )
     return ArrayLayout(
         leaf=leaf,

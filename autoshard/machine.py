@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from autoshard import chips
 from autoshard.errors import MeshError
 from autoshard.interconnect import interconnect
 from autoshard.topology import Topology
-from passes.hlo.machine import MachineModel
+from passes.hlo.machine import Axis, Fabric, MachineModel
 
 # Share of its peak that the matrix unit sustains on large products: the one constant here that is
 # no datasheet's. `make bench-published` shows what it does to each published run, and what the runs
@@ -62,4 +63,29 @@ def machine_model(
         efficiency=efficiency,
         matrix_tile=chip.matrix_tile,
         matrix_cores=chip.multiprocessors,
+    )
+
+
+def reference_machine(device_count: int, chip: str = "v5p") -> MachineModel:
+    """A machine to plan for where only a number of devices is known: a chip's, behind one switch.
+
+    A device's port has the bandwidth of the two links that a chip has to an axis of its torus.
+    """
+    figures = chips.get(chip)
+    axis = Axis("switch", device_count, Fabric.SWITCH, False, 2 * figures.link.bytes_per_s, figures.link.latency_s)
+    return MachineModel(
+        name=f"{device_count} devices like {chip}",
+        platform=figures.platform,
+        clock_hz=figures.clock_hz,
+        peak_flops=figures.peak_flops,
+        vector_flops=figures.vector_flops,
+        hbm_bytes=figures.memory_bytes,
+        hbm_bytes_per_s=figures.hbm_bytes_per_s,
+        fast_bytes=figures.fast_bytes,
+        host_bytes_per_s=figures.host_bytes_per_s,
+        axes=(axis,) if device_count > 1 else (),
+        coordinates=tuple((place,) for place in range(device_count)) if device_count > 1 else ((),),
+        efficiency=MATRIX_EFFICIENCY,
+        matrix_tile=figures.matrix_tile,
+        matrix_cores=figures.multiprocessors,
     )

@@ -12,6 +12,7 @@ one.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 
 from autoshard import graph as graphs
@@ -66,6 +67,14 @@ class Analysis:
 
     def factor_dims(self, op_index: int) -> tuple[Dim, ...]:
         """For each factor of an operation, the atoms that it stands for (empty if not derived)."""
+        return self._bound[op_index]
+
+    @functools.cached_property
+    def _bound(self) -> tuple[tuple[Dim, ...], ...]:
+        # Layouts by the hundred are costed on one analysis.
+        return tuple(self._bind_factors(index) for index in range(len(self.rules)))
+
+    def _bind_factors(self, op_index: int) -> tuple[Dim, ...]:
         op, rule = self.graph.ops[op_index], self.rules[op_index]
         bound: list[Dim] = [()] * len(rule.factors)
         arrays = zip((*op.inputs, *op.outputs), (*rule.operands, *rule.results), strict=True)

@@ -19,10 +19,12 @@ from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
 from autoshard.named_dims import Analysis
 from autoshard.pass_registry import PassRecord
 from autoshard.predicted_collectives import Phase, PredictedCollective, Purpose
+from autoshard.search_record import RunnerUp, SearchRecord, Verified
+from autoshard.step_time import StepTime
 from passes.program import Leaf, Role
 
 FORMAT = "autoshard.plan"
-VERSION = 3
+VERSION = 4
 _HEAVY = ("dot_general", "conv_general_dilated", "gather", "sort", "top_k", "cumsum")
 
 
@@ -45,7 +47,18 @@ class ProgramIdentity:
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-    """A layout that was considered: its rule sets, mesh and cost, or why it is impossible."""
+    """A layout that was considered: its rule sets, mesh and cost, or why it is impossible.
+
+    Attributes:
+      rules: names of its rule sets.
+      mesh: its shape.
+      score_s: estimated seconds of a step.
+      memory_bytes: estimated, of a device.
+      moved_bytes: estimated, sent by a device.
+      verdict: `chosen`, `does not fit`, `best for its memory` (no other is both quicker and
+        smaller), `impossible: ...`, or empty.
+      kept: what is saved, recomputed and accumulated.
+    """
 
     rules: tuple[str, ...]
     mesh: str
@@ -53,6 +66,7 @@ class Alternative:
     memory_bytes: int | None
     moved_bytes: float | None
     verdict: str
+    kept: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +88,9 @@ class Plan:
       alternatives: what else was considered, best first.
       jax_version: version that traced the program.
       passes: the passes that the program went through, in order, and what they did.
+      search: how the plan was searched for; None where its mesh and rules were given.
+      verified: what the compiler made of the best layouts, best first; empty where none were
+        compiled.
     """
 
     program: ProgramIdentity
@@ -91,6 +108,8 @@ class Plan:
     alternatives: tuple[Alternative, ...]
     jax_version: str
     passes: tuple[PassRecord, ...] = ()
+    search: SearchRecord | None = None
+    verified: tuple[Verified, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -176,7 +195,9 @@ class Plan:
 
     def check_mesh(self, shapes: tuple[MeshShape, ...]) -> None:
         """Raises PlanError unless the plan's mesh is one of `shapes`."""
-        if self.mesh.shape not in shapes:
+        count = self.mesh.shape.device_count
+        is_open = len(shapes) > 1 and shapes[0].device_count == count
+        if self.mesh.shape not in shapes and not is_open:
             wanted = " or ".join(f"({shape})" for shape in shapes)
             raise PlanError(
                 f"this plan was made for mesh ({self.mesh.shape}) on {self.topology}, not for "
@@ -239,10 +260,12 @@ def make_plan(
     task: str,
     topology: str,
     alternatives: tuple[Alternative, ...] = (),
+    identity: ProgramIdentity | None = None,
+    search: SearchRecord | None = None,
 ) -> Plan:
     """A plan from a finished layout."""
     return Plan(
-        program=identify(analysis),
+        program=identity or identify(analysis),
         task=task,
         topology=topology,
         mesh=layout.mesh,
@@ -256,6 +279,7 @@ def make_plan(
         cost=cost,
         alternatives=alternatives,
         jax_version=jax.__version__,
+        search=search,
     )
 
 
@@ -329,7 +353,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         cost=CostReport(
             flops=cost["flops"],
             memory=MemoryEstimate(**cost["memory"]),
-            score_s=cost["score_s"],
+            time=StepTime(**cost["time"]),
             collectives=tuple(_collective(row) for row in cost["collectives"]),
         ),
         alternatives=tuple(
@@ -344,4 +368,13 @@ def _parse(data: Mapping[str, Any]) -> Plan:
             )
             for row in data["passes"]
         ),
+        search=_search(data["search"]),
+        verified=tuple(Verified(**row) for row in data["verified"]),
     )
+
+
+def _search(data: Mapping[str, Any] | None) -> SearchRecord | None:
+    if data is None:
+        return None
+    others = tuple(RunnerUp(**row) for row in data["runner_ups"])
+    return SearchRecord(**{**data, "runner_ups": others})

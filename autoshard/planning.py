@@ -1,21 +1,30 @@
 """From a traced program and the user's wishes to a plan."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from autoshard import rule_sets
+from autoshard.costly_places import costly_places
 from autoshard.dim_names import name_dims
 from autoshard.errors import RuleError, UnmodelledError
 from autoshard.layouts import Layout
+from autoshard.mesh_shape import MeshShape
 from autoshard.named_dims import Analysis, analyse
 from autoshard.plan import Plan, identify, make_plan
 from autoshard.rule_sets.base import RuleSet, Subject
-from autoshard.search import Question, search
+from autoshard.search import Answer, Question, SearchOptions, search
+from autoshard.search.alternatives import alternatives
+from autoshard.search.chosen_passes import passes_of
+from autoshard.search.space import open_shapes
+from autoshard.search.variants import Variants
 from autoshard.structure import find_structure
 from autoshard.target import Target
-from autoshard.trace import gradient_program
 from autoshard.validate import validate
+from passes.pass_pipeline import Pass
 from passes.program import Program
+
+_MOST_CANDIDATES = 16
+_VERIFIED = 4  # layouts that are compiled where the user gives no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Wishes:
       strict: raise where a primitive has no rule or a rule could be applied only in part.
       memory_limit_bytes: bytes that one device may hold, or None.
       pins: pairs (named dimension, mesh axis) that passes ask for; the axes serve nothing else.
+      options: how far the search goes.
     """
 
     rules: tuple[RuleSet, ...] = (rule_sets.AUTO,)
@@ -35,6 +45,21 @@ class Wishes:
     strict: bool = False
     memory_limit_bytes: int | None = None
     pins: tuple[tuple[str, str], ...] = ()
+    options: SearchOptions = dataclasses.field(default_factory=SearchOptions)
+
+    def corrected(self, ratio: float, chip_bytes: int | None) -> "Wishes":
+        """The same where memory is compiled at `ratio` times its estimate."""
+        limit = self.memory_limit_bytes or chip_bytes
+        if limit is None or ratio == 1:
+            return self
+        return dataclasses.replace(self, memory_limit_bytes=int(limit / ratio))
+
+    def compiled_layouts(self, target: Target) -> int:
+        """How many layouts are compiled before one is chosen."""
+        if rule_sets.AUTO not in self.rules or not target.compiles_elsewhere:
+            return 0
+        verify = self.options.verify
+        return _VERIFIED if verify is None else verify
 
 
 def examine(program: Program) -> Subject:
@@ -44,9 +69,22 @@ def examine(program: Program) -> Subject:
     return Subject(analysis, structure, name_dims(analysis, structure))
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A layout that could be the plan.
+
+    Attributes:
+      plan: the plan, with estimates.
+      passes: what the search adds to the user's passes after planning.
+    """
+
+    plan: Plan
+    passes: tuple[Pass, ...]
+
+
 def make(
     program: Program, target: Target, wishes: Wishes, optimizer_bytes: Callable[[Layout], int]
-) -> Plan:
+) -> Iterator[Candidate]:
     """Plan a program for a target.
 
     Args:
@@ -55,6 +93,9 @@ def make(
       wishes: what the user asked for.
       optimizer_bytes: bytes of optimizer state a device under a layout.
 
+    Returns:
+      Candidates, the best by the estimate first.
+
     Raises:
       RuleError, BatchError, PlanError: no layout is possible.
       UnmodelledError: strict, and a primitive has no sharding rule.
@@ -62,31 +103,64 @@ def make(
     subject = examine(program)
     _check_modelled(subject.analysis, wishes.strict)
     trains = wishes.task == "train"
-    costed = analyse(*gradient_program(program)) if trains else subject.analysis
     question = Question(
         subject=subject,
-        costed=costed,
-        shapes=target.shapes,
+        variants=Variants(program, trains, target.topology.platform),
+        shapes=mesh_shapes(target, subject, wishes.options.forbid),
         rules=wishes.rules,
-        trains=trains,
         optimizer_bytes=optimizer_bytes,
-        memory_limit_bytes=wishes.memory_limit_bytes,
-        platform=target.topology.platform,
+        machine=target.planning_machine,
+        options=wishes.options,
+        memory_limit_bytes=wishes.memory_limit_bytes or target.memory_bytes,
         pins=wishes.pins,
     )
     answer = search(question)
-    if wishes.strict and answer.layout.notes:
-        raise RuleError(answer.layout.notes[0])
-    plan = make_plan(
-        subject.analysis,
-        answer.layout,
-        answer.cost,
-        wishes.task,
-        str(target.topology),
-        answer.alternatives,
-    )
-    _validate(plan, program)
-    return plan
+    if wishes.strict and answer.best.layout is not None and answer.best.layout.notes:
+        raise RuleError(answer.best.layout.notes[0])
+    return _candidates(subject, answer, wishes, target)
+
+
+def _candidates(
+    subject: Subject, answer: Answer, wishes: Wishes, target: Target
+) -> Iterator[Candidate]:
+    identity = identify(subject.analysis)
+    for one in answer.finalists(_MOST_CANDIDATES):
+        assert one.layout is not None and one.cost is not None
+        layout = dataclasses.replace(
+            one.layout, notes=one.layout.notes + costly_places(subject, one.layout)
+        )
+        plan = make_plan(
+            subject.analysis,
+            layout,
+            one.cost,
+            wishes.task,
+            str(target.topology),
+            alternatives(answer, one),
+            identity,
+            answer.record,
+        )
+        _validate(plan, subject.analysis.program)
+        yield Candidate(plan, passes_of(one.decision.memory))
+
+
+def mesh_shapes(
+    target: Target, subject: Subject, forbidden: tuple[str, ...]
+) -> tuple[MeshShape, ...]:
+    """The meshes to choose from.
+
+    An open mesh gets an axis `expert` where the program has experts, and `fsdp` beside `data`, for
+    storage that is sharded inside a slice or a host and replicated across, where the machine has
+    such levels.
+    """
+    if not target.is_open:
+        return target.shapes
+    topology = target.topology
+    axes = ["model"]
+    if subject.names.find("experts") is not None:
+        axes.insert(0, "expert")
+    if topology.slices > 1 or (topology.platform == "gpu" and len(topology.shape) > 1):
+        axes.insert(0, "fsdp")
+    return open_shapes(topology.device_count, topology.slices, axes, forbidden)
 
 
 def check(plan: Plan, program: Program, target: Target, task: str) -> None:

@@ -59,15 +59,17 @@ class CompilerHabits:
       merges_reductions: partial sums that are only added to each other are added first, and a
         reduction along several dimensions is one.
       gathers_16_bits: arrays of 16-bit floats are gathered as such, else as float32.
+      sums_16_bits: sums of 16-bit floats over devices are made as such, else in float32.
     """
 
     merges_reductions: bool = True
     gathers_16_bits: bool = True
+    sums_16_bits: bool = True
 
 
 def habits_of(platform: str) -> CompilerHabits:
     """The habits of the compiler for `cpu`, `tpu` or `cuda`."""
-    return CompilerHabits(False, False) if platform == "cpu" else CompilerHabits()
+    return CompilerHabits(False, False, False) if platform == "cpu" else CompilerHabits()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +203,9 @@ class _Predictor:
         partial = self.partial.pop(value, None)
         if partial is None:
             return
+        least = 1 if self.habits.sums_16_bits else _REDUCED_ITEMSIZE
         payload = self.program.local_size(partial.value) * max(
-            self.program.itemsize_bytes(partial.value), _REDUCED_ITEMSIZE
+            self.program.itemsize_bytes(partial.value), least
         )
         position = self.flow.gradient_of.get(value)
         if position is None:

@@ -5,15 +5,11 @@ on their links. Elementwise work and copies are left out, and nothing is overlap
 """
 
 import dataclasses
-import math
 
-import numpy as np
-
-from autoshard.mesh_shape import MeshShape
+from autoshard.mesh_groups import groups_over
 from autoshard.plan import Plan
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import MachineModel
-from passes.hlo.replica_groups import Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +23,6 @@ class PredictedStep:
 
     products_s: float
     collectives_s: float
-
-
-def groups_over(mesh: MeshShape, axes: tuple[str, ...]) -> Groups:
-    """Devices, by their place in the mesh, that differ along `axes` only."""
-    ids = np.arange(mesh.device_count).reshape(mesh.sizes)
-    inside = [mesh.names.index(axis) for axis in axes]
-    outside = [d for d in range(len(mesh.names)) if d not in inside]
-    width = math.prod(mesh.sizes[d] for d in inside)
-    return tuple(map(tuple, ids.transpose(*outside, *inside).reshape(-1, width).tolist()))
 
 
 def predict_step(plan: Plan, machine: MachineModel, dtype: str) -> PredictedStep:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from autoshard.layouts import AtomParts, Layout, spec_of
 from autoshard.mesh_shape import Spec
-from autoshard.named_dims import Analysis
+from autoshard.named_dims import Analysis, ValueDims
 from passes.program import Leaf, Role
 
 
@@ -47,6 +47,7 @@ class ShardedProgram:
         self.layout = layout
         self.shards = layout.mesh.refined.by_name
         self.parts: AtomParts = class_parts(analysis, layout)
+        self._specs: dict[ValueDims, Spec] = {}
 
     def degree(self, parts: Collection[str]) -> int:
         """How many shards some parts make."""
@@ -60,7 +61,10 @@ class ShardedProgram:
         """How a value is sharded; what depends on no input is made where it is needed."""
         if not self.analysis.sources[value]:
             return tuple(() for _ in self.analysis.dims[value])
-        return spec_of(self.analysis.dims[value], self.parts, self.shards, self.analysis.sizes)
+        dims = self.analysis.dims[value]
+        if dims not in self._specs:
+            self._specs[dims] = spec_of(dims, self.parts, self.shards, self.analysis.sizes)
+        return self._specs[dims]
 
     def spec_parts(self, value: int) -> set[str]:
         """The parts that shard a value."""

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 
 from autoshard import aot, chips
 from autoshard.errors import DeviceError, MeshError
-from autoshard.machine import machine_model
+from autoshard.machine import machine_model, reference_machine
 from autoshard.mesh_shape import MeshShape, SplitMesh
 from autoshard.topology import Topology
 from autoshard.torus import device_order
@@ -66,6 +66,35 @@ class Target:
             ranks = {d.id: rank for rank, d in enumerate(sorted(devices, key=lambda d: d.id))}
             order = tuple(ranks[device.id] for device in devices)
         return machine_model(self.topology, order=order)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the planner chooses the mesh."""
+        return len(self.shapes) > 1
+
+    @property
+    def compiles_elsewhere(self) -> bool:
+        """Whether programs are for chips of the table that are not in this process."""
+        return self.devices is None and self.topology.chip is not None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What a device may hold; None where the chip is not known, and on CPU."""
+        if self.topology.chip is None or self.topology.platform == "cpu":
+            return None
+        return self.topology.chip.memory_bytes // self.topology.chip.devices_per_chip
+
+    def planning_machine(self, shape: MeshShape) -> MachineModel:
+        """The machine for estimates, devices in the order of a mesh; none need be here.
+
+        Where only the platform is known, it is taken for so many v5p chips behind one switch.
+        """
+        topology = self.topology
+        if topology.chip is None and topology.platform != "cpu":
+            return reference_machine(topology.device_count)
+        if topology.chip is None or (self.devices is not None and self.in_mesh_order):
+            return machine_model(topology)
+        return machine_model(topology, order=device_order(topology, shape.sizes).tolist())
 
     def _in_order(self, split: SplitMesh) -> tuple[Any, ...]:
         """The devices in the order of the mesh, here or not."""

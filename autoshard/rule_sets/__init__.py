@@ -22,15 +22,19 @@ def data() -> RuleSet:
     return RuleSet("data")
 
 
-def zero(stage: int) -> RuleSet:
-    """ZeRO stage 1, 2 or 3 over the data axes.
+def zero(stage: int, axes: tuple[str, ...] = ()) -> RuleSet:
+    """ZeRO stage 1, 2 or 3 over the data axes, or over some of them (`axes`).
+
+    Over some, storage is sharded inside a group of devices and replicated over groups, as MiCS does
+    ("MiCS: Near-linear Scaling for Training Gigantic Model on Public Cloud", section 3).
 
     Raises:
       RuleError: another stage.
     """
     if stage not in (1, 2, 3):
         raise RuleError(f"there is no ZeRO stage {stage}: use 1, 2 or 3")
-    return RuleSet(f"zero{stage}", zero_stage=stage)
+    name = f"zero{stage}" + (f"({','.join(axes)})" if axes else "")
+    return RuleSet(name, zero_stage=stage, zero_axes=axes)
 
 
 def _named(name: str) -> RuleSet:
@@ -88,8 +92,11 @@ def parse(rules: Any) -> tuple[RuleSet, ...]:
         found.append(dims(*pairs))
     if not found:
         raise RuleError("no rule set given: use rules='auto', 'data', 'redco', 'zero3+redco', ...")
-    if len(found) > 1 and AUTO in found:
-        raise RuleError("'auto' chooses among the rule sets itself: use it alone")
+    if AUTO in found and any(rule.zero_stage for rule in found):
+        raise RuleError(
+            "'auto' chooses the ZeRO stage itself: leave it out, or leave 'auto' out; pairs "
+            "(dimension, axis) and patterns beside 'auto' bind what it chooses"
+        )
     return tuple(found)
 
 

@@ -105,6 +105,7 @@ class RuleSet:
       claims: the user's axes that it wants for other than data parallelism.
       zero_stage: 1 shards optimizer state over the data axes, 2 gradients too, 3 parameters too
         ("ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5).
+      zero_axes: the data axes that do; empty: all of them.
       axis_rules: pairs (name of a dimension, axis) that this value adds to the context.
       reserves: axes that serve nothing but what this rule set decides.
     """
@@ -113,6 +114,7 @@ class RuleSet:
     decide: Callable[[RuleContext], Choices] = _decides_nothing
     claims: Callable[[Subject, MeshShape, AxisRules], frozenset[str]] = _claims_nothing
     zero_stage: int = 0
+    zero_axes: tuple[str, ...] = ()
     axis_rules: AxisRules = ()
     reserves: frozenset[str] = frozenset()
 

@@ -93,6 +93,11 @@ def _colour(subject: Subject) -> _Colouring:
     return colouring
 
 
+def sharded_atoms(subject: Subject) -> frozenset[int]:
+    """The classes that the two rules shard."""
+    return frozenset(atom for atom, sharded in _colour(subject).sharded.items() if sharded)
+
+
 def _spill(context: RuleContext, colouring: _Colouring) -> dict[int, tuple[int, ...]]:
     """For each sharded atom, the atoms after it in a weight's dimension that may take what it
     leaves.

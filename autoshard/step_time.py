@@ -1,0 +1,222 @@
+"""Seconds of a step under a layout, estimated on a machine before anything is compiled.
+
+products       matrix products and convolutions: the greater of FLOPs at the sustained rate, sides
+               padded to the tiles of the matrix unit, and of what they read and write
+traffic        what else is written to memory, and read again (`memory_buffers` says what)
+optimizer      state, parameters and gradients once through
+communication  predicted collectives on the links that they run over; what the compiler is known to
+               run beside computation is hidden behind that, as far as it goes
+
+The estimate ranks layouts; the compiler's schedule decides (`docs/planning.md`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+from autoshard.factors import FactorRole
+from autoshard.memory import MemoryEstimate
+from autoshard.memory_buffers import Buffer, Kind
+from autoshard.memory_sizes import Sizes
+from autoshard.mesh_shape import MeshShape
+from autoshard.predicted_collectives import (
+    ALL_GATHER,
+    ALL_REDUCE,
+    REDUCE_SCATTER,
+    Phase,
+    PredictedCollective,
+)
+from autoshard.mesh_groups import groups_over
+from autoshard.sharded_program import ShardedProgram
+from passes.hlo.collective_time import collective_time
+from passes.hlo.machine import MachineModel
+
+_ROWS = 8  # of a tile of the matrix unit
+_HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+# Parameters are read and written, gradients read; the optimizer's state is read and written.
+_PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on one device.
+
+    Attributes:
+      products_s: matrix products and convolutions.
+      traffic_s: memory traffic beside theirs.
+      optimizer_s: the update.
+      communication_s: collectives, from begin to end.
+      exposed_s: the part of it that nothing hides.
+      idle_s: stages of a pipeline that wait for others.
+    """
+
+    products_s: float = 0.0
+    traffic_s: float = 0.0
+    optimizer_s: float = 0.0
+    communication_s: float = 0.0
+    exposed_s: float = 0.0
+    idle_s: float = 0.0
+
+    @property
+    def compute_s(self) -> float:
+        """The device works."""
+        return self.products_s + self.traffic_s + self.optimizer_s
+
+    @property
+    def total_s(self) -> float:
+        """The step."""
+        return self.compute_s + self.exposed_s + self.idle_s
+
+
+class StepTimer:
+    """Times on one mesh of one machine. What collectives take is kept from layout to layout.
+
+    Attributes:
+      machine: devices in the order of the mesh.
+    """
+
+    def __init__(self, machine: MachineModel) -> None:
+        self.machine = machine
+        self._lines: dict[tuple[MeshShape, str, tuple[str, ...]], tuple[float, float]] = {}
+
+    def collective_s(self, mesh: MeshShape, one: PredictedCollective) -> float:
+        """Seconds of one execution."""
+        key = (mesh, one.kind, one.axes)
+        if key not in self._lines:
+            self._lines[key] = self._line(*key)
+        latency_s, per_byte_s = self._lines[key]
+        return latency_s + per_byte_s * one.payload_bytes
+
+    def _line(self, mesh: MeshShape, kind: str, axes: tuple[str, ...]) -> tuple[float, float]:
+        """Latency and seconds a byte: every model of a collective is linear in its bytes."""
+        groups, unit = groups_over(mesh, axes), 1e6
+        none, some = (collective_time(self.machine, kind, b, groups).seconds for b in (0.0, unit))
+        return none, (some - none) / unit
+
+    def product_s(self, program: ShardedProgram, index: int) -> float:
+        """Seconds of a product or convolution, all repeats."""
+        op = program.analysis.graph.ops[index]
+        rate = self.machine.flops_per_s(_dtype(program, op.inputs[0])) * self.machine.efficiency
+        traffic = sum(program.local_bytes(v) for v in {*op.inputs, *op.outputs})
+        flops = _padded_flops(program, index, self.machine.matrix_tile)
+        return op.repeats * max(flops / rate, traffic / self.machine.hbm_bytes_per_s)
+
+
+def _dtype(program: ShardedProgram, value: int) -> str:
+    name = program.analysis.graph.values[value].dtype
+    return _HLO_DTYPES.get(name, name)
+
+
+def _padded_flops(program: ShardedProgram, index: int, tile: int) -> float:
+    """FLOPs of one execution on one device, its sides rounded up to tiles."""
+    op, rule = program.analysis.graph.ops[index], program.analysis.rules[index]
+    bound = program.analysis.factor_dims(index)
+    sides = {"batch": 1.0, "rows": 1.0, "columns": 1.0, "summed": 1.0}
+    carried = [set(f for dim in operand for f in dim) for operand in rule.operands[:2]]
+    for factor, (info, atoms) in enumerate(zip(rule.factors, bound, strict=True)):
+        if info.role is FactorRole.INDEXED:
+            continue
+        local = info.size / program.degree(program.factor_parts(atoms))
+        if info.role in (FactorRole.CONTRACTED, FactorRole.HALO):
+            sides["summed"] *= local
+        elif all(factor in c for c in carried):
+            sides["batch"] *= local
+        else:
+            sides["rows" if factor in carried[0] else "columns"] *= local
+    if op.primitive != "dot_general":
+        return 2.0 * math.prod(sides.values())
+    low, high = sorted((sides["rows"], sides["columns"]))
+    padded = _rounded(low, _ROWS) * _rounded(high, tile) * _rounded(sides["summed"], tile)
+    return 2.0 * sides["batch"] * padded
+
+
+def _rounded(size: float, tile: int) -> float:
+    return math.ceil(size / tile) * tile
+
+
+def is_product(program: ShardedProgram, index: int) -> bool:
+    """Whether an operation runs on the matrix unit and depends on an input."""
+    op = program.analysis.graph.ops[index]
+    return op.primitive in PRODUCTS and any(program.analysis.sources[v] for v in op.inputs)
+
+
+def _traffic_bytes(program: ShardedProgram, sizes: Sizes, buffers: Iterable[Buffer]) -> float:
+    """What is written and read once more, besides operands and results of products."""
+    ops = program.analysis.graph.ops
+    made = {value: index for index, op in enumerate(ops) for value in op.outputs}
+    total = 0.0
+    for buffer in buffers:
+        index = made.get(buffer.value)
+        if buffer.kind is not Kind.ACTIVATION or index is None or is_product(program, index):
+            continue
+        op = ops[index]
+        # A stack is written slice by slice, all of it once in the loops around its own.
+        total += 2 * sizes.buffer(buffer) * op.repeats
+    return total
+
+
+def step_time(
+    program: ShardedProgram,
+    sizes: Sizes,
+    buffers: Iterable[Buffer],
+    memory: MemoryEstimate,
+    collectives: Iterable[PredictedCollective],
+    timer: StepTimer,
+    trains: bool,
+) -> StepTime:
+    """Estimate a step.
+
+    Args:
+      program: the gradient program when training, under a layout.
+      sizes: of its values.
+      buffers: what it writes; see `find_buffers`.
+      memory: bytes of parameters and optimizer state.
+      collectives: predicted.
+      timer: of the mesh.
+      trains: whether parameters are updated.
+    """
+    machine = timer.machine
+    count = len(program.analysis.graph.ops)
+    products = sum(timer.product_s(program, i) for i in range(count) if is_product(program, i))
+    traffic = _traffic_bytes(program, sizes, buffers) / machine.hbm_bytes_per_s
+    state = (
+        _PARAMETER_PASSES * memory.parameters_bytes + _OPTIMIZER_PASSES * memory.optimizer_bytes
+    )
+    optimizer = state / machine.hbm_bytes_per_s if trains else 0.0
+    hidden, open_s = 0.0, 0.0
+    mesh = program.layout.mesh.refined
+    for one in collectives:
+        as_made = _as_made(one, mesh, machine.platform)
+        seconds = one.count * timer.collective_s(mesh, as_made)
+        if _hides(as_made, machine.platform):
+            hidden += seconds
+        else:
+            open_s += seconds
+    exposed = open_s + max(0.0, hidden - products - traffic)
+    return StepTime(products, traffic, optimizer, hidden + open_s, exposed)
+
+
+def _as_made(one: PredictedCollective, mesh: MeshShape, platform: str) -> PredictedCollective:
+    """What the compiler makes of a collective.
+
+    That for TPU gathers and scatters over all devices by all-reduces (read off its programs).
+    """
+    everywhere = one.devices == mesh.device_count
+    if platform == "tpu" and everywhere and one.kind in (ALL_GATHER, REDUCE_SCATTER):
+        return dataclasses.replace(one, kind=ALL_REDUCE)
+    return one
+
+
+def _hides(one: PredictedCollective, platform: str) -> bool:
+    """Whether the compiler runs it beside other work.
+
+    The one for TPU scatters sums of gradients piece by piece, while the product that makes them
+    goes on (a windowed einsum), and waits for everything else; the one for GPU starts gathers and
+    scatters ahead.
+    """
+    if one.phase is Phase.OPTIMIZER:
+        return False
+    if platform == "tpu":
+        return one.kind == REDUCE_SCATTER
+    return one.kind in (ALL_GATHER, REDUCE_SCATTER)

@@ -1,0 +1,167 @@
+"""The best layouts compiled for the target, and the choice among them by what its compiler says.
+
+    estimate -> the best few -> compiled -> memory: those that fit; simulated time: the quickest
+                     ^                         |
+                     +---- the limit, corrected by how far the estimate of memory was off
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from autoshard.compile_report import CompileReport
+from autoshard.errors import CompileError, PassError, PlanError
+from autoshard.plan import Plan
+from autoshard.planning import Candidate
+from autoshard.search.options import SearchOptions
+from autoshard.search_record import Verified
+
+# How far compiled memory may be from the estimate before layouts are searched for again.
+_OFF = 0.02
+_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+      candidate: the layout and its passes.
+      plan: its plan, with what was verified.
+      report: of its compilation.
+    """
+
+    candidate: Candidate
+    plan: Plan
+    report: CompileReport
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    candidate: Candidate
+    report: CompileReport
+
+    @property
+    def needed_bytes(self) -> int:
+        if self.report.memory is not None:
+            return self.report.memory.needed_bytes
+        assert self.report.out_of_memory is not None
+        return self.report.out_of_memory.needed_bytes
+
+    @property
+    def simulated_s(self) -> float | None:
+        return None if self.report.timeline is None else self.report.timeline.step_s
+
+    @property
+    def ratio(self) -> float:
+        """Compiled over estimated memory."""
+        return self.needed_bytes / max(1, self.candidate.plan.cost.memory.total_bytes)
+
+
+def choose(
+    search: Callable[[float], Iterator[Candidate]],
+    compile_one: Callable[[Candidate], CompileReport],
+    limit_bytes: int | None,
+    options: SearchOptions,
+    count: int,
+) -> Choice:
+    """Compile up to `count` layouts and take the quickest that fits.
+
+    Args:
+      search: candidates, best first, where memory is compiled at so many times its estimate.
+      compile_one: compiles a candidate.
+      limit_bytes: bytes that a device may hold, by the compiler; None: what its chip has.
+      options: for progress.
+      count: the most compilations, but that one round more is made where none fits.
+
+    Raises:
+      PlanError: none fits by the compiler, or none could be compiled.
+    """
+    done: list[_Compiled] = []
+    refused: list[str] = []
+    ratio = 1.0
+    for turn in range(_ROUNDS):
+        share = max(1, count // 2) if turn == 0 else count - len(done)
+        if turn and any(_fits(x, limit_bytes) for x in done) and share < 1:
+            break
+        for candidate in _new(search(ratio), done, max(1, share)):
+            _say_start(options, candidate, len(done))
+            try:
+                done.append(_Compiled(candidate, compile_one(candidate)))
+            except (CompileError, PassError) as error:
+                refused.append(str(error))
+                continue
+            _say_end(options, done[-1])
+        fitting = [x for x in done if _fits(x, limit_bytes)]
+        new = max((x.ratio for x in done), default=1.0)
+        if len(done) >= count and fitting:
+            break
+        if turn and abs(new / ratio - 1) < _OFF and fitting:
+            break
+        ratio = new
+    return _chosen(done, refused, limit_bytes)
+
+
+def _new(
+    candidates: Iterator[Candidate], done: list[_Compiled], count: int
+) -> Iterator[Candidate]:
+    known = {(x.candidate.plan.layout, x.candidate.passes) for x in done}
+    for candidate in candidates:
+        if count < 1:
+            return
+        if (candidate.plan.layout, candidate.passes) not in known:
+            count -= 1
+            yield candidate
+
+
+def _fits(one: _Compiled, limit_bytes: int | None) -> bool:
+    fits = one.report.memory is not None
+    return fits and (limit_bytes is None or one.needed_bytes <= limit_bytes)
+
+
+def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) -> Choice:
+    if not done:
+        raise PlanError(f"the compiler refuses the best layouts; the first time it said: {refused[0]}")
+    fitting = [x for x in done if _fits(x, limit_bytes) and x.simulated_s is not None]
+    if not fitting:
+        least = min(done, key=lambda x: x.needed_bytes)
+        plan = least.candidate.plan
+        raise PlanError(
+            f"no layout of {plan.program.name} fits {plan.topology} by its compiler: the least of "
+            f"{len(done)} needs {least.needed_bytes} bytes a device where the estimate was "
+            f"{plan.cost.memory.total_bytes}, with rules {'+'.join(plan.rules)} on mesh "
+            f"({plan.mesh.shape}): use more devices, a smaller batch, passes='auto' or "
+            "offload='optimizer'"
+        )
+    best = min(fitting, key=lambda x: x.simulated_s or 0.0)
+    order = sorted(done, key=lambda x: (x not in fitting, x.simulated_s or 0.0))
+    rows = tuple(_row(x, best, fitting) for x in order)
+    plan = dataclasses.replace(best.candidate.plan, verified=rows)
+    return Choice(best.candidate, plan, best.report)
+
+
+def _row(one: _Compiled, best: _Compiled, fitting: list[_Compiled]) -> Verified:
+    plan = one.candidate.plan
+    passes = tuple(str(record) for record in one.report.plan.passes)
+    verdict = "chosen" if one is best else ("" if one in fitting else "does not fit")
+    return Verified(
+        rules=" ".join((*plan.rules, *passes)),
+        mesh=str(plan.mesh.shape),
+        estimated_s=plan.cost.time.total_s,
+        simulated_s=one.simulated_s,
+        estimated_bytes=plan.cost.memory.total_bytes,
+        compiled_bytes=one.needed_bytes,
+        verdict=verdict,
+    )
+
+
+def _say_start(options: SearchOptions, candidate: Candidate, number: int) -> None:
+    plan = candidate.plan
+    options.say(
+        f"compiling layout {number + 1}: {plan.mesh.shape}, {'+'.join(plan.rules)}, estimated "
+        f"{plan.cost.time.total_s:.4g} s and {plan.cost.memory.total_bytes / 2**30:.2f} GiB"
+    )
+
+
+def _say_end(options: SearchOptions, one: _Compiled) -> None:
+    step = "does not fit" if one.simulated_s is None else f"simulated {one.simulated_s:.4g} s"
+    options.say(f"  {step}, compiled {one.needed_bytes / 2**30:.2f} GiB")
