@@ -23,7 +23,7 @@ from autoshard.compiled_function import CompiledFunction
 from autoshard.compiled_model import CompiledModel, Recipe
 from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
-from autoshard.pass_registry import from_records, parse_passes
+from autoshard.pass_registry import from_records, parse_passes, without_auto
 from autoshard.plan import Plan
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
@@ -33,7 +33,6 @@ from passes.pass_pipeline import Checks
 from passes.program import Role
 
 TASKS = ("train", "eval")
-AUTO_PASSES = "auto"
 
 
 def default_optimizer(
@@ -52,22 +51,6 @@ def _roles(roles: Sequence[Role | str]) -> tuple[Role, ...]:
     except ValueError as error:
         known = ", ".join(role.value for role in Role)
         raise ModelError(f"argument_roles={list(roles)!r}: {error}; there are {known}") from error
-
-
-def _without_auto(passes: Any, options: SearchOptions) -> tuple[Any, SearchOptions]:
-    """The passes named beside `auto`, which asks the search to choose others."""
-    named = [passes] if isinstance(passes, str) else passes
-    if not isinstance(named, list | tuple):
-        return passes, options
-    texts = [
-        ", ".join(p.strip() for p in one.split(",") if p.strip() != AUTO_PASSES)
-        if isinstance(one, str) and "(" not in one
-        else one
-        for one in named
-    ]
-    if list(texts) == [", ".join(p.strip() for p in one.split(",")) if isinstance(one, str) and "(" not in one else one for one in named]:
-        return passes, options
-    return [one for one in texts if one != ""], dataclasses.replace(options, choose_passes=True)
 
 
 def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
@@ -164,7 +147,10 @@ def compile(
         raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
     target = resolve(mesh)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
-    passes, options = _without_auto(passes, search or SearchOptions())
+    options = search or SearchOptions()
+    passes, choose_passes = without_auto(passes)
+    if choose_passes:
+        options = dataclasses.replace(options, choose_passes=True)
     chosen = _passes(passes, pass_checks, given)
     wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options)
     if not is_model(model):

@@ -146,7 +146,8 @@ class CompiledFunction:
         if self._plan is not None:
             planning.check(self._plan, program, self._target, self._wishes.task)
         else:
-            self._plan = planning.make(program, self._target, self._wishes, lambda layout: 0)
+            made = planning.make(program, self._target, self._wishes, lambda layout: 0)
+            self._plan = next(made).plan
         self._model_flops = model_flops(analyse(program), trains=False)
         self._checked = True
 

@@ -20,6 +20,7 @@ from passes.program import Role
 
 if TYPE_CHECKING:  # the plan module renders itself through this one
     from autoshard.plan import Plan
+    from autoshard.search_record import SearchRecord
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -168,17 +169,93 @@ def _collectives(plan: Plan) -> Table:
 
 
 def _alternatives(plan: Plan) -> Table:
-    table = _table("rules", "mesh", "memory", "moved", "score", "verdict", right=(2, 3, 4))
+    columns = ("rules", "mesh", "saved", "memory", "moved", "step", "verdict")
+    table = _table(*columns, right=(3, 4, 5))
     for other in plan.alternatives:
         table.add_row(
             "+".join(other.rules),
             other.mesh,
+            other.kept,
             format_bytes(other.memory_bytes) if other.memory_bytes is not None else "-",
             format_bytes(other.moved_bytes) if other.moved_bytes is not None else "-",
-            f"{other.score_s * 1e6:.4g}" if other.score_s is not None else "-",
+            format_ms(other.score_s),
             other.verdict,
         )
     return table
+
+
+def format_ms(seconds: float | None) -> str:
+    """`12.3 ms`; `-` for None."""
+    return "-" if seconds is None else f"{seconds * 1e3:.4g} ms"
+
+
+def _times(plan: Plan) -> Table:
+    time = plan.cost.time
+    table = _table("step", "estimated", right=(1,))
+    rows = [
+        ("products", time.products_s),
+        ("memory traffic beside them", time.traffic_s),
+        ("optimizer", time.optimizer_s),
+        ("communication that nothing hides", time.exposed_s),
+        ("waiting for other stages", time.idle_s),
+        ("in all", time.total_s),
+    ]
+    for name, seconds in rows:
+        if seconds or name == "in all":
+            table.add_row(name, format_ms(seconds))
+    return table
+
+
+def _runner_ups(record: SearchRecord) -> Table:
+    table = _table("choice", "chosen", "runner-up", "slower by", "memory", right=(3, 4))
+    for other in record.runner_ups:
+        memory = format_bytes(other.memory_bytes) + ("" if other.fits else " (does not fit)")
+        table.add_row(other.choice, other.chosen, other.other, format_ms(other.slower_s), memory)
+    return table
+
+
+def _verified(plan: Plan) -> Table:
+    table = _table(
+        "compiled layout", "mesh", "step: estimated", "simulated", "memory: estimated", "compiled",
+        "verdict", right=(2, 3, 4, 5),
+    )  # fmt: skip
+    for one in plan.verified:
+        table.add_row(
+            one.rules,
+            one.mesh,
+            format_ms(one.estimated_s),
+            format_ms(one.simulated_s),
+            format_bytes(one.estimated_bytes),
+            format_bytes(one.compiled_bytes),
+            one.verdict,
+        )
+    return table
+
+
+def _search(console: Console, plan: Plan) -> None:
+    record = plan.search
+    if plan.alternatives:
+        console.print("Considered (memory, bytes moved and step are per device, all estimated):")
+        console.print(_alternatives(plan))
+        console.print()
+    if record is None or not plan.alternatives:
+        return
+    limit = "" if record.limit_bytes is None else f", a limit of {format_bytes(record.limit_bytes)}"
+    console.print(
+        f"{record.evaluated} layouts costed{limit}; the step is {record.gap:.0%} above what none "
+        f"can beat by the same estimate ({format_ms(record.bound_s)}: all products shared evenly, "
+        "nothing sent)"
+    )
+    if record.runner_ups:
+        console.print("For each choice, the best layout that has another (estimated):")
+        console.print(_runner_ups(record))
+        console.print()
+    if plan.verified:
+        console.print(
+            f"Compiled for {plan.topology} (step simulated from the compiler's schedule, not run):"
+        )
+        console.print(_verified(plan))
+        console.print()
 
 
 def axis_uses(plan: Plan) -> dict[str, str]:
@@ -224,15 +301,14 @@ def explain(plan: Plan, width: int) -> str:
     console.print("  stored as =: as it is used; n: arrays of this kind, their bytes summed up\n")
     console.print(_costs(plan))
     console.print()
+    console.print(_times(plan))
+    console.print()
     if plan.cost.collectives:
         console.print(_collectives(plan))
         console.print(
             "  n: arrays a step; payload: on a device, of the larger side; all estimated\n"
         )
-    if plan.alternatives:
-        console.print("Considered (memory and bytes moved per device, score in microseconds on the "
-                      "reference chip, nothing overlapped; all estimated):")  # fmt: skip
-        console.print(_alternatives(plan))
+    _search(console, plan)
     for one in plan.passes:
         console.print(f"pass {one}")
         for note in one.notes:

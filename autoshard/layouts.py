@@ -293,9 +293,7 @@ def _array(
         rule = f"{rule}+zero{stage}" if rule else f"zero{stage}"
         why = f"{why}; " if why != "replicated" else ""
         kinds = ("optimizer state", "gradient and optimizer state", "storage")[stage - 1]
-        why += (
-            f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, storage.parts)))}"
-        )
+        why += f"{kinds} over {'*'.join(dict.fromkeys(map(context.mesh.axis_of, storage.parts)))}"
     return ArrayLayout(
         leaf=leaf,
         dims=labels,

@@ -72,7 +72,14 @@ def reference_machine(device_count: int, chip: str = "v5p") -> MachineModel:
     A device's port has the bandwidth of the two links that a chip has to an axis of its torus.
     """
     figures = chips.get(chip)
-    axis = Axis("switch", device_count, Fabric.SWITCH, False, 2 * figures.link.bytes_per_s, figures.link.latency_s)
+    axis = Axis(
+        "switch",
+        device_count,
+        Fabric.SWITCH,
+        False,
+        2 * figures.link.bytes_per_s,
+        figures.link.latency_s,
+    )
     return MachineModel(
         name=f"{device_count} devices like {chip}",
         platform=figures.platform,

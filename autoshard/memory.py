@@ -48,9 +48,7 @@ class MemoryEstimate:
         return sum(dataclasses.astuple(self))
 
 
-def estimate_memory(
-    sizes: Sizes, buffers: Iterable[Buffer], state: StateBytes
-) -> MemoryEstimate:
+def estimate_memory(sizes: Sizes, buffers: Iterable[Buffer], state: StateBytes) -> MemoryEstimate:
     """Sum up the state from the layout and find the peak of what the program holds beside it.
 
     Args:

@@ -19,6 +19,9 @@ from passes.sequence import Sequence as SequencePass
 from passes.simplify import Simplify
 from passes.stack_layers import StackLayers
 
+AUTO = "auto"
+"""Not a pass but the wish to have some chosen: see `autoshard.search`."""
+
 CLASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
         "simplify": Simplify,
@@ -73,6 +76,22 @@ def parse_passes(passes: Any) -> tuple[Pass, ...]:
             f"name of one ({', '.join(CLASSES)})"
         )
     return (passes,)
+
+
+def without_auto(passes: Any) -> tuple[Any, bool]:
+    """The passes without the entry `auto`, and whether it was there.
+
+    Raises:
+      PassError: a text cannot be read.
+    """
+    if isinstance(passes, str):
+        entries = _entries(passes)
+        kept = [e for e in entries if not (isinstance(e, ast.Name) and e.id == AUTO)]
+        return ", ".join(map(ast.unparse, kept)), len(kept) < len(entries)
+    if isinstance(passes, list | tuple):
+        both = [without_auto(one) for one in passes]
+        return tuple(rest for rest, _ in both if rest != ""), any(found for _, found in both)
+    return passes, False
 
 
 def _entries(text: str) -> list[ast.expr]:

@@ -15,9 +15,11 @@ import math
 from collections.abc import Iterable
 
 from autoshard.factors import FactorRole
+from autoshard.graph import SCAN_YS
 from autoshard.memory import MemoryEstimate
 from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_sizes import Sizes
+from autoshard.mesh_groups import groups_over
 from autoshard.mesh_shape import MeshShape
 from autoshard.predicted_collectives import (
     ALL_GATHER,
@@ -26,7 +28,6 @@ from autoshard.predicted_collectives import (
     Phase,
     PredictedCollective,
 )
-from autoshard.mesh_groups import groups_over
 from autoshard.sharded_program import ShardedProgram
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import MachineModel
@@ -113,7 +114,7 @@ def _padded_flops(program: ShardedProgram, index: int, tile: int) -> float:
     op, rule = program.analysis.graph.ops[index], program.analysis.rules[index]
     bound = program.analysis.factor_dims(index)
     sides = {"batch": 1.0, "rows": 1.0, "columns": 1.0, "summed": 1.0}
-    carried = [set(f for dim in operand for f in dim) for operand in rule.operands[:2]]
+    carried = [{f for dim in operand for f in dim} for operand in rule.operands[:2]]
     for factor, (info, atoms) in enumerate(zip(rule.factors, bound, strict=True)):
         if info.role is FactorRole.INDEXED:
             continue
@@ -152,7 +153,8 @@ def _traffic_bytes(program: ShardedProgram, sizes: Sizes, buffers: Iterable[Buff
             continue
         op = ops[index]
         # A stack is written slice by slice, all of it once in the loops around its own.
-        total += 2 * sizes.buffer(buffer) * op.repeats
+        slices = int(op.params["length"]) if op.primitive == SCAN_YS else 1
+        total += 2 * sizes.buffer(buffer) * op.repeats / slices
     return total
 
 
@@ -180,9 +182,7 @@ def step_time(
     count = len(program.analysis.graph.ops)
     products = sum(timer.product_s(program, i) for i in range(count) if is_product(program, i))
     traffic = _traffic_bytes(program, sizes, buffers) / machine.hbm_bytes_per_s
-    state = (
-        _PARAMETER_PASSES * memory.parameters_bytes + _OPTIMIZER_PASSES * memory.optimizer_bytes
-    )
+    state = _PARAMETER_PASSES * memory.parameters_bytes + _OPTIMIZER_PASSES * memory.optimizer_bytes
     optimizer = state / machine.hbm_bytes_per_s if trains else 0.0
     hidden, open_s = 0.0, 0.0
     mesh = program.layout.mesh.refined

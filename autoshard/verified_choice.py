@@ -1,8 +1,8 @@
 """The best layouts compiled for the target, and the choice among them by what its compiler says.
 
-    estimate -> the best few -> compiled -> memory: those that fit; simulated time: the quickest
-                     ^                         |
-                     +---- the limit, corrected by how far the estimate of memory was off
+estimate -> the best few -> compiled -> memory: those that fit; simulated time: the quickest
+                 ^                         |
+                 +---- the limit, corrected by how far the estimate of memory was off
 """
 
 import dataclasses
@@ -101,9 +101,7 @@ def choose(
     return _chosen(done, refused, limit_bytes)
 
 
-def _new(
-    candidates: Iterator[Candidate], done: list[_Compiled], count: int
-) -> Iterator[Candidate]:
+def _new(candidates: Iterator[Candidate], done: list[_Compiled], count: int) -> Iterator[Candidate]:
     known = {(x.candidate.plan.layout, x.candidate.passes) for x in done}
     for candidate in candidates:
         if count < 1:
@@ -120,7 +118,9 @@ def _fits(one: _Compiled, limit_bytes: int | None) -> bool:
 
 def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) -> Choice:
     if not done:
-        raise PlanError(f"the compiler refuses the best layouts; the first time it said: {refused[0]}")
+        raise PlanError(
+            f"the compiler refuses the best layouts; the first time it said: {refused[0]}"
+        )
     fitting = [x for x in done if _fits(x, limit_bytes) and x.simulated_s is not None]
     if not fitting:
         least = min(done, key=lambda x: x.needed_bytes)

@@ -77,7 +77,7 @@ class Remat:
             return with_bodies(flat, bodies).noting(
                 f"{len(loops)} loops under JAX's policy {self.policy!r}"
             )
-        traces, rates = planned_blocks(flat, loops), self._rates(flat)
+        traces, rates = planned_blocks(flat, loops), rates_of(flat, self.offload)
         budget = self.budget_bytes if self.budget_bytes is not None else default_budget(flat)
         problems = [trace.problem for trace in traces]
         choice = solve(problems, budget, rates)
@@ -102,15 +102,14 @@ class Remat:
         if self.budget_bytes is not None and self.budget_bytes < 0:
             raise PassError(f"budget_bytes={self.budget_bytes} is below zero")
 
-    def _rates(self, program: Program) -> Rates:
-        assert program.placement is not None
-        machine = program.placement.machine
-        return Rates(
-            machine.hbm_bytes_per_s,
-            machine.host_bytes_per_s,
-            self.offload != "none",
-            self.offload != "all",
-        )
+
+def rates_of(program: Program, offload: Literal["none", "auto", "all"] = "none") -> Rates:
+    """What keeping a value costs where a planned program runs."""
+    assert program.placement is not None
+    machine = program.placement.machine
+    return Rates(
+        machine.hbm_bytes_per_s, machine.host_bytes_per_s, offload != "none", offload != "all"
+    )
 
 
 def flat_loops(program: Program) -> tuple[Program, list[Loop]]:

@@ -1,10 +1,9 @@
-"""What the reader needs to trust and repeat the report: gaps, candidates, versions, command."""
+"""What the reader needs to trust and repeat the report: gaps, versions, command."""
 
 from autoshard.compile_report import CompileReport
-from autoshard.explain import format_bytes
-from autoshard.html_report.formats import NOTHING, format_count, format_seconds
+from autoshard.html_report.formats import format_count
 from autoshard.html_report.markup import Node, bullets, element, paragraph, table, tag
-from autoshard.html_report.section import Section, remark
+from autoshard.html_report.section import Section
 
 
 def gaps_section(report: CompileReport) -> Section:
@@ -27,40 +26,6 @@ def gaps_section(report: CompileReport) -> Section:
         else:
             body.append(paragraph("None."))
     return Section("gaps", "Notes and what is not modelled", tuple(body))
-
-
-def candidates_section(report: CompileReport) -> Section | None:
-    """Layouts that the planner considered."""
-    if not report.plan.alternatives:
-        return None
-    rows = [
-        (
-            "+".join(other.rules),
-            other.mesh,
-            NOTHING if other.memory_bytes is None else format_bytes(other.memory_bytes),
-            NOTHING if other.moved_bytes is None else format_bytes(other.moved_bytes),
-            NOTHING if other.score_s is None else format_seconds(other.score_s),
-            other.verdict,
-        )
-        for other in report.plan.alternatives
-    ]
-    return Section(
-        "candidates",
-        "Candidates considered",
-        (
-            table(
-                "Layouts considered, best first",
-                ("rules", "mesh", "memory", "moved", "score", "verdict"),
-                rows,
-                numbers=(2, 3, 4),
-                class_="tall",
-            ),
-            remark(
-                "All estimated, per device and step. Score: time on the reference chip with "
-                "nothing overlapped, to rank by."
-            ),
-        ),
-    )
 
 
 def provenance_section(report: CompileReport) -> Section:

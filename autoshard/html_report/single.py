@@ -3,6 +3,7 @@
 import pathlib
 
 from autoshard.compile_report import CompileReport
+from autoshard.html_report.candidates import candidates_section
 from autoshard.html_report.communication import communication_section
 from autoshard.html_report.document import document
 from autoshard.html_report.headline import headline_section, title_of
@@ -10,7 +11,7 @@ from autoshard.html_report.memory import memory_section
 from autoshard.html_report.no_fit import no_fit_section
 from autoshard.html_report.passes_section import passes_section
 from autoshard.html_report.predictions import predictions_section
-from autoshard.html_report.provenance import candidates_section, gaps_section, provenance_section
+from autoshard.html_report.provenance import gaps_section, provenance_section
 from autoshard.html_report.roofline import roofline_section
 from autoshard.html_report.schedule import schedule_section
 from autoshard.html_report.section import Section

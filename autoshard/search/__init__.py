@@ -1,10 +1,8 @@
 """From a question to layouts, best first.
 
 question -> space of decisions -> solver (costs by `evaluate`) -> refinement of what is saved
-         -> answer, with a lower bound, the runner-up of each choice, and what would fit if nothing does
+         -> answer, with a lower bound and the runner-up of each choice
 """
-
-import dataclasses
 
 from autoshard.cost import Costed
 from autoshard.errors import PassError
@@ -38,9 +36,7 @@ def space_of(question: Question) -> Space:
     units = find_units(subject, (*options.forbid, *kept_whole(question)))
     program = subject.analysis.program
     rows = [
-        program.inputs[p].shape[0]
-        for p in program.with_role(Role.BATCH)
-        if program.inputs[p].shape
+        program.inputs[p].shape[0] for p in program.with_role(Role.BATCH) if program.inputs[p].shape
     ]
     return Space(
         units=units,

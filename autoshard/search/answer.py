@@ -5,6 +5,8 @@ import dataclasses
 from autoshard.search.evaluate import Evaluated
 from autoshard.search_record import RunnerUp, SearchRecord
 
+_LATER = 3  # places that each further choice of one layout stands behind its rank
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -24,20 +26,25 @@ class Answer:
         return self.ranked[0]
 
     def finalists(self, count: int) -> tuple[Evaluated, ...]:
-        """The best `count` that differ in what the estimate can tell apart."""
+        """The best `count` that fit and differ in what the estimate can tell apart.
+
+        The best of each layout come before a layout's second choice of what is saved: what is
+        compiled to be compared should differ.
+        """
         seen: set[object] = set()
-        chosen = []
-        for one in self.ranked:
+        turns: dict[object, int] = {}
+        chosen: list[tuple[int, int, Evaluated]] = []
+        for place, one in enumerate(self.ranked):
             if one.cost is None or one.layout is None or not one.fits(self.record.limit_bytes):
                 continue
             arrays = tuple((a.compute, a.param, a.grad, a.opt) for a in one.layout.arrays)
-            key = (one.layout.mesh, arrays, one.decision.memory)
-            if key not in seen:
-                seen.add(key)
-                chosen.append(one)
-            if len(chosen) == count:
-                break
-        return tuple(chosen)
+            layout = (one.layout.mesh.shape, arrays)
+            if (layout, one.decision.memory) in seen or (layout, one.cost) in seen:
+                continue
+            seen |= {(layout, one.decision.memory), (layout, one.cost)}
+            turn = turns[layout] = turns.get(layout, -1) + 1
+            chosen.append((place + _LATER * turn, place, one))
+        return tuple(one for _, _, one in sorted(chosen, key=lambda x: x[:2])[:count])
 
 
 def runner_ups(ranked: tuple[Evaluated, ...], limit_bytes: float | None) -> tuple[RunnerUp, ...]:
@@ -47,13 +54,13 @@ def runner_ups(ranked: tuple[Evaluated, ...], limit_bytes: float | None) -> tupl
     found = []
     for choice, chosen in aspects[0].items():
         for one, other in zip(ranked[1:], aspects[1:], strict=True):
-            if one.cost is not None and other.get(choice, chosen) != chosen:
+            if one.cost is not None and other.get(choice, "nothing") != chosen:
                 assert best.cost is not None
                 found.append(
                     RunnerUp(
                         choice,
                         chosen,
-                        other[choice],
+                        other.get(choice, "nothing"),
                         one.cost.time.total_s - best.cost.time.total_s,
                         one.cost.memory.total_bytes,
                         one.fits(limit_bytes),
@@ -70,10 +77,8 @@ def _aspects(one: Evaluated) -> dict[str, str]:
     words = {
         "mesh": str(decision.shape),
         "storage": (f"ZeRO stage {decision.zero}{over}" if decision.zero else "as used"),
-        "remat": dataclasses.replace(decision.memory, microbatches=1).__str__(),
+        "remat": decision.memory.remat,
         "microbatches": str(decision.memory.microbatches),
     }
-    used = dict(decision.uses)
-    labels = used.keys() | {"*"}
-    words.update({f"{label} over": used[label] for label in sorted(labels - {"*"})})
+    words.update({f"{label} over": axis for label, axis in decision.uses})
     return words

@@ -104,9 +104,7 @@ class Evaluator:
         if memory.microbatches > 1:
             self._check_rows(layout, memory.microbatches)
         state = StateBytes(self.question.optimizer_bytes(layout))
-        one = estimate(
-            costed, layout_for(costed, layout), state, self.timer(layout.mesh.shape)
-        )
+        one = estimate(costed, layout_for(costed, layout), state, self.timer(layout.mesh.shape))
         return one if memory.microbatches == 1 else _accumulated(one, layout, memory.microbatches)
 
     def _check_rows(self, layout: Layout, count: int) -> None:

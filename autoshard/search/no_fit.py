@@ -97,7 +97,9 @@ def _recomputing(question: Question, least: Evaluated) -> list[Remedy]:
             cost = evaluator.cost(least.layout, MemoryChoice(policy, count))
         except AutoshardError:
             continue
-        change = " and ".join(x for x in (f"remat policy {policy!r}" * (policy != now.remat), words) if x)
+        change = " and ".join(
+            x for x in (f"remat policy {policy!r}" * (policy != now.remat), words) if x
+        )
         slower = cost.time.total_s / least.cost.time.total_s - 1
         found.append(Remedy(change, cost.memory.total_bytes, f"{slower:+.0%} step time"))
     return found
@@ -138,12 +140,16 @@ def _smaller_batch(question: Question, least: Evaluated) -> list[Remedy]:
     assert least.cost is not None
     memory, found = least.cost.memory, []
     program = question.subject.analysis.program
-    rows = next((leaf.shape[0] for leaf in program.inputs if leaf.role is Role.BATCH and leaf.shape), 1)
+    rows = next(
+        (leaf.shape[0] for leaf in program.inputs if leaf.role is Role.BATCH and leaf.shape), 1
+    )
     for parts in (2, 4):
         share = memory.activations_bytes + memory.other_bytes
         if rows % parts == 0:
             size = memory.total_bytes - share + share // parts
-            found.append(Remedy(f"a batch of {rows // parts}", size, f"1/{parts} of the rows a step"))
+            found.append(
+                Remedy(f"a batch of {rows // parts}", size, f"1/{parts} of the rows a step")
+            )
     return found
 
 

@@ -1,10 +1,11 @@
 """What is saved for the backward pass, decided value by value for the best layouts.
 
-    memory left by the layout where all is computed again  ->  budget  ->  integer program over the
-    unique block (`passes.remat_solver`)  ->  program  ->  estimate  ->  budget, corrected
+memory left by the layout where all is computed again  ->  budget  ->  integer program over the
+unique block (`passes.remat_solver`)  ->  program  ->  estimate  ->  budget, corrected
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from jax.sharding import AbstractMesh
@@ -18,8 +19,10 @@ from autoshard.value_specs import value_specs
 from passes import errors as pass_errors
 from passes.microbatch import in_microbatches
 from passes.program import Placement, Program
-from passes.remat import Remat, flat_loops, planned_blocks
+from passes.remat import flat_loops, planned_blocks, rates_of, realised
 from passes.remat_problem import kept_bytes
+from passes.remat_solver import saved_bytes, solve
+from passes.remat_trace import BlockTrace
 
 _LAYOUTS = 4
 _TRIES = 3
@@ -61,19 +64,22 @@ def _decided(
     try:
         least = evaluator.cost(layout, MemoryChoice("full", count))
         program = _placed(question, evaluator, layout, count)
-        budget = limit * _MARGIN - least.memory.total_bytes + _carried_bytes(program)
+        flat, loops = flat_loops(program)
+        traces, rates = planned_blocks(flat, loops), rates_of(flat)
+        problems = [trace.problem for trace in traces]
+        budget = limit * _MARGIN - least.memory.total_bytes + _carried_bytes(traces)
         for _ in range(_TRIES):
-            if budget <= 0:
-                return None
-            memory = MemoryChoice("auto", count, round(budget))
-            rewritten = Remat(budget_bytes=budget).apply(program)
-            costed = question.variants.costed(rewritten)
+            choice = solve(problems, budget, rates)
+            # What is saved, not what might be: equal programs get equal budgets.
+            saved = math.ceil(saved_bytes(problems, choice))
+            memory = MemoryChoice("auto", count, saved)
+            costed = question.variants.costed(realised(flat, traces, choice))
             cost = evaluator.cost_of(costed, layout, memory)
             decision = dataclasses.replace(one.decision, memory=memory)
             made = dataclasses.replace(one, decision=decision, cost=cost)
             if made.fits(limit):
                 return made
-            budget -= 1.05 * (cost.memory.total_bytes - limit)
+            budget = saved - 1.05 * (cost.memory.total_bytes - limit)
     except (AutoshardError, pass_errors.PassError):
         return None  # what carries values over all layers does not fit under this layout
     return None
@@ -91,14 +97,11 @@ def _placed(question: Question, evaluator: Evaluator, layout: Layout, count: int
     return in_microbatches(program, count) if count > 1 else program
 
 
-def _carried_bytes(program: Program) -> float:
+def _carried_bytes(traces: Sequence[BlockTrace]) -> float:
     """Bytes of a device of what loops carry, all iterations: saved in any case."""
     total = 0.0
-    flat, loops = flat_loops(program)
-    for trace in planned_blocks(flat, loops):
+    for trace in traces:
         carries = set(trace.loop.carries)
         indices = frozenset(i for i, var in trace.variable.items() if var in carries)
         total += kept_bytes(trace.problem, indices)
     return total
-
-

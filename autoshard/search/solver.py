@@ -57,7 +57,7 @@ def best_first(
     best: tuple[object, ...] | None = queue[0][0] if queue else None
     waited = 0
     while queue and len(found) < most and waited < _PATIENCE:
-        rank, _, decision = heapq.heappop(queue)
+        _, _, decision = heapq.heappop(queue)
         waited += 1
         for other in neighbours(decision):
             look(other)

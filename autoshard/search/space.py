@@ -51,9 +51,7 @@ class Space:
     def tensor_axes(self, shape: MeshShape) -> tuple[str, ...]:
         """Axes of a mesh that may shard units: by name, else those not for data."""
         wide = [
-            name
-            for name, size in shape.by_name.items()
-            if size > 1 and name not in self.taken_axes
+            name for name, size in shape.by_name.items() if size > 1 and name not in self.taken_axes
         ]
         named = [n for n in wide if n.lower() in TENSOR_AXIS_NAMES or n == "expert"]
         return tuple(named or [n for n in wide if not is_data_axis(n)])
@@ -77,7 +75,7 @@ class Space:
                 layouts.append(())
             for uses in layouts:
                 for stage in (0, 3) if self.trains else (0,):
-                    yield Decision(shape, uses, stage, (), self.memories[0])
+                    yield self._tidy(Decision(shape, uses, stage, (), self.memories[0]))
 
     def neighbours(self, at: Decision) -> Iterator[Decision]:
         """Decisions that differ in one choice."""
@@ -172,8 +170,8 @@ def _one_factor_apart(shape: MeshShape, other: MeshShape) -> bool:
 def find_units(subject: Subject, forbidden: Sequence[str] = ()) -> tuple[Unit, ...]:
     """What the search may shard: named dimensions of parameters, those that products meet.
 
-    Where some array carries two classes of one name side by side (hidden layers of a perceptron),
-    those that Redco's rules shard are one unit and the others another.
+    Classes of one name that differ in size are decided apart. Where some array carries two classes
+    of one name side by side (hidden layers of a perceptron), so are those that Redco's rules shard.
     """
     columns = sharded_atoms(subject)
     structure = subject.structure
@@ -187,20 +185,36 @@ def find_units(subject: Subject, forbidden: Sequence[str] = ()) -> tuple[Unit, .
         atoms = tuple(a for a in dim.atoms if a in carried)
         if dim.name in _NEVER or dim.name in forbidden or not atoms:
             continue
-        spills = ()
+        spills: tuple[tuple[int, tuple[int, ...]], ...] = ()
         if dim.name == _GROUPED and behind is not None:
             majors = subject.analysis.majors
             spills = tuple(
                 (a, tuple(b for b in behind.atoms if a in majors.get(b, ()))) for a in atoms
             )
-        if not _side_by_side(subject, atoms, atoms):
-            units.append(Unit(dim.name, atoms, spills))
-            continue
-        halves = [tuple(a for a in atoms if (a in columns) == own) for own in (True, False)]
-        units += [
-            Unit(f"{dim.name}/{part}", half) for part, half in enumerate(halves, 1) if half
-        ]
+        units += _split(subject, dim.name, atoms, spills, columns)
     return tuple(units)
+
+
+def _split(
+    subject: Subject,
+    name: str,
+    atoms: tuple[int, ...],
+    spills: tuple[tuple[int, tuple[int, ...]], ...],
+    columns: frozenset[int],
+) -> list[Unit]:
+    """The units of one name: one, but where its classes differ in size or stand side by side."""
+    apart = _side_by_side(subject, atoms, atoms)
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for atom in atoms:
+        key = (subject.analysis.sizes[atom], apart and atom in columns)
+        groups.setdefault(key, []).append(atom)
+    if len(groups) == 1:
+        return [Unit(name, atoms, spills)]
+    numbered = enumerate(sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1])), 1)
+    return [
+        Unit(f"{name}/{n}", tuple(group), tuple(x for x in spills if x[0] in group))
+        for n, (_, group) in numbered
+    ]
 
 
 def find_conflicts(subject: Subject, units: Sequence[Unit]) -> frozenset[frozenset[str]]:
@@ -242,7 +256,7 @@ def open_shapes(
       forbidden: those that are not to be wider than one device.
     """
     wide = [name for name in axes if name not in forbidden]
-    rest = [(count, ())]
+    rest: list[tuple[int, tuple[int, ...]]] = [(count, ())]
     for _ in wide:
         rest = [
             (left // size, (*sizes, size))
