@@ -35,7 +35,7 @@ def test_logits_have_the_compute_dtype_and_parameters_are_float32(name, dtype):
     assert all(x.dtype == jnp.float32 for x in floating)
 
 
-@pytest.mark.parametrize("name", ["gpt2_tiny", "mlp", "vit_tiny", "resnet_tiny"])
+@pytest.mark.parametrize("name", ["gpt2_tiny", "mlp", "vit_tiny", "mixer_tiny", "resnet_tiny"])
 def test_linen_parameters_carry_no_metadata(name):
     variables = jax.eval_shape(helpers.pure(helpers.small(name))[0])
     leaves = jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
@@ -90,7 +90,7 @@ def test_a_token_is_not_seen_before_its_position(name, changed):
     assert (np.abs(first - second)[:, changed:].max(axis=-1) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["mlp", "vit_tiny", "resnet_tiny"])
+@pytest.mark.parametrize("name", ["mlp", "vit_tiny", "mixer_tiny", "resnet_tiny"])
 def test_examples_do_not_influence_each_other(name):
     spec = helpers.small(name)
     variables, apply = helpers.compiled(spec)

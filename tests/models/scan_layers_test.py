@@ -14,7 +14,7 @@ import pytest
 import models
 from tests.models import helpers
 
-FAMILIES = ("gpt2_tiny", "llama3_tiny", "mixtral_tiny", "vit_tiny")
+FAMILIES = ("gpt2_tiny", "llama3_tiny", "mixtral_tiny", "vit_tiny", "mixer_tiny")
 LAYERS = 2
 
 
