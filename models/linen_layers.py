@@ -70,7 +70,8 @@ def run_blocks(
         result: tuple[jax.Array, Any] = loop(blocks, x, given)
         return result
     gave = []
-    for block, part in zip(blocks, given or (None,) * num_layers, strict=True):
+    parts = (None,) * num_layers if given is None else given
+    for block, part in zip(blocks, parts, strict=True):
         x, new = again(block, x, part)
         gave.append(new)
     return x, tuple(gave)

@@ -311,7 +311,8 @@ def _run_cached(
         result: tuple[jax.Array, Cache] = loop(x, layers, cache, *shared)
         return result
     gave = []
-    for layer, past in zip(layers, cache or (None,) * len(layers), strict=True):
+    parts = (None,) * len(layers) if cache is None else cache
+    for layer, past in zip(layers, parts, strict=True):
         x, new = step(x, layer, past, *shared)
         gave.append(new)
     return x, tuple(gave)

@@ -87,14 +87,25 @@ def test_shapes_and_types(name, scan_layers, dtype):
     one_layer = (BATCH, CAPACITY, 4, 8)
     leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(like)]
     assert leaves == [((2, *one_layer), dtype)] * 2 if scan_layers else [(one_layer, dtype)] * 4
-    made = jax.eval_shape(lambda state: call(state, "init_cache", BATCH, CAPACITY), variables)
-    assert made == like
     for method, arguments in abstract_calls(spec).items():
         run = functools.partial(lambda method, *given: call(given[0], method, *given[1:]), method)
         logits, cache = jax.eval_shape(run, variables, *arguments)
         assert logits.shape == (BATCH, helpers.NUM_TOKENS)
         assert logits.dtype == dtype
         assert cache == like
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_empty_cache_needs_no_parameters(name, scan_layers):
+    spec = spec_of(name, scan_layers=scan_layers)
+    model: Any = spec.build()
+    if not isinstance(model, nn.Module):
+        build = model
+        model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    cache = model.init_cache(BATCH, CAPACITY)
+    assert jax.eval_shape(lambda: cache) == spec.cache_spec(BATCH, CAPACITY)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
 
 
 @pytest.mark.parametrize("method", ["prefill", "decode"])
