@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.checks import check_divides, check_fields, compute_dtype
+from models.kv_cache import Cache, LayerCache, cache_spec, empty, write
+from models.linen_layers import make_blocks, run_blocks
 from models.spec import BatchSpec, ModelSpec, Remat, text_batch
-from models.transformer import PreNormBlock, causal_mask, run_blocks
+from models.transformer import PreNormBlock, causal_mask
 
 INIT_STD = 0.02
 
@@ -59,6 +61,11 @@ class GPT2Config:
         check_divides(self, "d_model", "num_heads")
 
     @property
+    def head_dim(self) -> int:
+        """Width of one head, K."""
+        return self.d_model // self.num_heads
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table and width of the logits, V."""
         return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
@@ -71,26 +78,18 @@ class GPT2Config:
         """Returns `{"tokens": int32[B, S]}`; S is `max_seq_len` where not given."""
         return text_batch(batch_size, seq_len, self.max_seq_len)
 
+    def cache_spec(self, batch_size: int, capacity: int) -> Cache:
+        """Returns the shapes of the cache of `GPT2.decode`, as in `models.kv_cache.cache_spec`."""
+        return cache_spec(self, batch_size, capacity, self.num_heads)
+
 
 class GPT2(nn.Module):
     """The language model: tokens to logits of the next token."""
 
     config: GPT2Config
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Maps tokens, int32[B, S], to logits, [B, S, V], in the compute dtype.
-
-        Dropout is on where not `deterministic`, and then draws from the stream "dropout".
-        """
+    def setup(self) -> None:
         cfg = self.config
-        seq_len = tokens.shape[1]
-        # A lookup past the table would give NaN without a word.
-        if seq_len > cfg.max_seq_len:
-            raise ValueError(
-                f"GPT2: {seq_len} tokens, but max_seq_len={cfg.max_seq_len} positions were "
-                f"learned: shorten the sequence, or build with max_seq_len={seq_len}."
-            )
         dtype = compute_dtype(cfg.dtype)
         normal = nn.initializers.normal(INIT_STD)
         # 2L branches add to the residual stream: this keeps its variance independent of depth.
@@ -98,14 +97,9 @@ class GPT2(nn.Module):
         embed = functools.partial(
             nn.Embed, features=cfg.d_model, embedding_init=normal, dtype=dtype
         )
-
-        wte = embed(cfg.padded_vocab_size, name="wte")
-        wpe = embed(cfg.max_seq_len, name="wpe")
-        x = wte(tokens) + wpe(jnp.arange(seq_len)[None])
-        x = nn.Dropout(cfg.dropout_rate)(x, deterministic=deterministic)
-        mask = causal_mask(seq_len)
         make_block = functools.partial(
             PreNormBlock,
+            d_model=cfg.d_model,
             num_heads=cfg.num_heads,
             hidden=cfg.mlp_ratio * cfg.d_model,
             activation=functools.partial(nn.gelu, approximate=True),
@@ -115,18 +109,83 @@ class GPT2(nn.Module):
             out_kernel_init=scaled_normal,
             dtype=dtype,
         )
-        x = run_blocks(
-            make_block,
-            x,
-            mask,
-            num_layers=cfg.num_layers,
-            prefix="h",
-            scan_layers=cfg.scan_layers,
-            remat=cfg.remat,
-            deterministic=deterministic,
+        self.wte = embed(cfg.padded_vocab_size)
+        self.wpe = embed(cfg.max_seq_len)
+        self.dropout = nn.Dropout(cfg.dropout_rate)
+        self.h = make_blocks(
+            make_block, "h", num_layers=cfg.num_layers, scan_layers=cfg.scan_layers
         )
-        x = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="ln_f")(x)
-        return wte.attend(x)
+        self.ln_f = nn.LayerNorm(epsilon=1e-5, dtype=dtype)
+
+    def __call__(self, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Maps tokens, int32[B, S], to logits, [B, S, V], in the compute dtype.
+
+        Dropout is on where not `deterministic`, and then draws from the stream "dropout".
+        """
+        cfg = self.config
+        x = self.dropout(self._embed(tokens), deterministic=deterministic)
+        mask = causal_mask(tokens.shape[1])
+
+        def step(block: PreNormBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, mask, deterministic=deterministic), None
+
+        x, _ = run_blocks(self.h, step, x, num_layers=cfg.num_layers, remat=cfg.remat)
+        return self._logits(x)
+
+    def prefill(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads a prompt: tokens, int32[B, S], into the first S places of the cache.
+
+        Returns:
+            (logits of the last position, [B, V]; the cache).
+        """
+        mask = causal_mask(tokens.shape[1])
+
+        def step(block: PreNormBlock, x: jax.Array, _: None) -> tuple[jax.Array, LayerCache]:
+            return block.prefill(x, mask)
+
+        x = self._embed(tokens)
+        x, new = run_blocks(self.h, step, x, num_layers=self.config.num_layers)
+        return self._logits(x[:, -1:])[:, 0], write(cache, new, 0)
+
+    def decode(
+        self, token: jax.Array, position: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Reads one more token a sequence, int32[B], at `position`, int32[], and caches it there.
+
+        Returns:
+            (logits of the token after it, [B, V]; the cache).
+        """
+
+        def step(
+            block: PreNormBlock, x: jax.Array, past: LayerCache
+        ) -> tuple[jax.Array, LayerCache]:
+            return block.decode(x, past, position)
+
+        x = self.wte(token[:, None]) + self.wpe(jnp.reshape(position, (1, 1)))
+        x, new = run_blocks(self.h, step, x, cache, num_layers=self.config.num_layers)
+        return self._logits(x)[:, 0], write(cache, new, position)
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int, capacity: int) -> Cache:
+        """Returns an empty cache of `capacity` positions; needs no parameters."""
+        return empty(self.config.cache_spec(batch_size, capacity))
+
+    @nn.nowrap
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        seq_len, positions = tokens.shape[1], self.config.max_seq_len
+        # A lookup past the table would give NaN without a word.
+        if seq_len > positions:
+            raise ValueError(
+                f"GPT2: {seq_len} tokens, but max_seq_len={positions} positions were "
+                f"learned: shorten the sequence, or build with max_seq_len={seq_len}."
+            )
+        embedded: jax.Array = self.wte(tokens) + self.wpe(jnp.arange(seq_len)[None])
+        return embedded
+
+    @nn.nowrap
+    def _logits(self, x: jax.Array) -> jax.Array:
+        logits: jax.Array = self.wte.attend(self.ln_f(x))
+        return logits
 
 
 def _published(name: str, card: str, d_model: int, num_layers: int, num_heads: int) -> ModelSpec:
@@ -137,6 +196,18 @@ def _published(name: str, card: str, d_model: int, num_layers: int, num_heads: i
         source=f"Radford et al. 2019; https://huggingface.co/openai-community/{card}",
     )
 
+
+# Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using
+# Megatron-LM", 2021, section 5 and the last row of table 1.
+_TRILLION = GPT2Config(
+    vocab_size=51200,
+    max_seq_len=2048,
+    d_model=25600,
+    num_layers=128,
+    num_heads=160,
+    scan_layers=True,
+    remat="full",
+)
 
 SPECS: tuple[ModelSpec, ...] = (
     ModelSpec(
@@ -156,4 +227,10 @@ SPECS: tuple[ModelSpec, ...] = (
     _published("gpt2_medium", "gpt2-medium", d_model=1024, num_layers=24, num_heads=16),
     _published("gpt2_large", "gpt2-large", d_model=1280, num_layers=36, num_heads=20),
     _published("gpt2_xl", "gpt2-xl", d_model=1600, num_layers=48, num_heads=25),
+    ModelSpec(
+        name="dense_1t",
+        family="gpt2",
+        config=_TRILLION,
+        source="arXiv:2104.04473, table 1, the last row: 1008.0 billion parameters",
+    ),
 )

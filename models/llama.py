@@ -19,6 +19,14 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from models.checks import check_divides, check_fields, compute_dtype
+from models.kv_cache import (
+    Cache,
+    LayerCache,
+    cache_spec,
+    cached_attention,
+    empty,
+    write,
+)
 from models.spec import BatchSpec, ModelSpec, NnxBuilder, Remat, text_batch
 
 INIT_STD = 0.02
@@ -82,6 +90,10 @@ class LlamaConfig:
     def example_batch(self, batch_size: int, seq_len: int | None = None) -> BatchSpec:
         """Returns `{"tokens": int32[B, S]}`; S is `max_seq_len` where not given."""
         return text_batch(batch_size, seq_len, self.max_seq_len)
+
+    def cache_spec(self, batch_size: int, capacity: int) -> Cache:
+        """Returns the shapes of the cache of `Llama.decode`, as in `models.kv_cache.cache_spec`."""
+        return cache_spec(self, batch_size, capacity, self.num_kv_heads)
 
 
 def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -170,15 +182,39 @@ class LlamaAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
         """Maps [B, S, D] to [B, S, D], given the rotary tables, [S, K/2] each."""
+        query, key, value = self._project(x, cos, sin)
+        return self._output(grouped_attention(query, key, value))
+
+    def prefill(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, LayerCache]:
+        """As `__call__`, and the keys and values of all positions."""
+        query, key, value = self._project(x, cos, sin)
+        attended = self._output(grouped_attention(query, key, value))
+        return attended, {"key": key, "value": value}
+
+    def decode(
+        self, x: jax.Array, past: LayerCache, position: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Maps the token at `position`, [B, 1, D], to [B, 1, D] and its own key and value."""
+        query, key, value = self._project(x, cos, sin)
+        new = {"key": key, "value": value}
+        return self._output(cached_attention(query[:, 0], new, past, position)[:, None]), new
+
+    def _project(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the query, [B, S, N, G, K], the key and the value, both [B, S, N, K]."""
         cfg = self.config
-        batch, seq_len, width = x.shape
+        batch, seq_len, _ = x.shape
         query = self.q_proj(x).reshape(batch, seq_len, cfg.num_heads, cfg.head_dim)
         key = self.k_proj(x).reshape(batch, seq_len, cfg.num_kv_heads, cfg.head_dim)
         value = self.v_proj(x).reshape(batch, seq_len, cfg.num_kv_heads, cfg.head_dim)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         query = query.reshape(batch, seq_len, cfg.num_kv_heads, -1, cfg.head_dim)
-        heads = grouped_attention(query, key, value)
-        return self.o_proj(heads.reshape(batch, seq_len, width))
+        return query, key, value
+
+    def _output(self, heads: jax.Array) -> jax.Array:
+        """Maps [B, S, N, G, K] to [B, S, D]."""
+        return self.o_proj(heads.reshape(*heads.shape[:2], self.config.d_model))
 
 
 class LlamaMLP(nnx.Module):
@@ -209,6 +245,20 @@ class LlamaBlock(nnx.Module):
         """Maps [B, S, D] to [B, S, D], given the rotary tables, [S, K/2] each."""
         x = x + self.attn(self.attn_norm(x), cos, sin)
         return x + self.mlp(self.mlp_norm(x))
+
+    def prefill(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, LayerCache]:
+        """As `__call__`, and the keys and values of all positions."""
+        attended, new = self.attn.prefill(self.attn_norm(x), cos, sin)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), new
+
+    def decode(
+        self, x: jax.Array, past: LayerCache, position: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Maps the token at `position`, [B, 1, D], to [B, 1, D] and its own key and value."""
+        attended, new = self.attn.decode(self.attn_norm(x), past, position, cos, sin)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), new
 
 
 def _listed(
@@ -244,6 +294,30 @@ def _block_runner(config: LlamaConfig) -> Callable[..., jax.Array]:
     return runner
 
 
+def _run_cached(
+    layers: LlamaBlock | nnx.List[LlamaBlock],
+    step: Callable[..., tuple[jax.Array, LayerCache]],
+    x: jax.Array,
+    cache: Cache | None,
+    *shared: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Runs all layers by `step`: (x, layer, its cache, *shared) -> (x, new keys and values).
+
+    Without a cache, that of each layer is None.
+    """
+    if isinstance(layers, LlamaBlock):
+        axes = (nnx.Carry, 0, 0, *(None for _ in shared))
+        loop = nnx.scan(step, in_axes=axes, out_axes=(nnx.Carry, 0), graph=False)
+        result: tuple[jax.Array, Cache] = loop(x, layers, cache, *shared)
+        return result
+    gave = []
+    parts = (None,) * len(layers) if cache is None else cache
+    for layer, past in zip(layers, parts, strict=True):
+        x, new = step(x, layer, past, *shared)
+        gave.append(new)
+    return x, tuple(gave)
+
+
 class Llama(nnx.Module):
     """The language model: tokens to logits of the next token."""
 
@@ -266,7 +340,7 @@ class Llama(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Maps tokens, int32[B, S], to logits, [B, S, V], in the compute dtype."""
         cfg = self.config
-        cos, sin = rotary_tables(jnp.arange(tokens.shape[1]), cfg.head_dim, cfg.rope_theta)
+        cos, sin = self._rotary(jnp.arange(tokens.shape[1]))
         run = _block_runner(cfg)
         x = self.embed(tokens)
         if isinstance(self.layers, LlamaBlock):
@@ -278,6 +352,49 @@ class Llama(nnx.Module):
             for layer in self.layers:
                 x = run(x, layer, cos, sin)
         return self.lm_head(self.norm(x))
+
+    def prefill(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads a prompt: tokens, int32[B, S], into the first S places of the cache.
+
+        Returns:
+            (logits of the last position, [B, V]; the cache).
+        """
+
+        def step(
+            x: jax.Array, block: LlamaBlock, _: None, cos: jax.Array, sin: jax.Array
+        ) -> tuple[jax.Array, LayerCache]:
+            return block.prefill(x, cos, sin)
+
+        cos, sin = self._rotary(jnp.arange(tokens.shape[1]))
+        x, new = _run_cached(self.layers, step, self.embed(tokens), None, cos, sin)
+        logits = self.lm_head(self.norm(x[:, -1:]))
+        return logits[:, 0], write(cache, new, 0)
+
+    def decode(
+        self, token: jax.Array, position: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Reads one more token a sequence, int32[B], at `position`, int32[], and caches it there.
+
+        Returns:
+            (logits of the token after it, [B, V]; the cache).
+        """
+
+        def step(
+            x: jax.Array, block: LlamaBlock, past: LayerCache, *shared: jax.Array
+        ) -> tuple[jax.Array, LayerCache]:
+            return block.decode(x, past, *shared)
+
+        cos, sin = self._rotary(jnp.reshape(position, (1,)))
+        x = self.embed(token[:, None])
+        x, new = _run_cached(self.layers, step, x, cache, position, cos, sin)
+        return self.lm_head(self.norm(x))[:, 0], write(cache, new, position)
+
+    def init_cache(self, batch_size: int, capacity: int) -> Cache:
+        """Returns an empty cache of `capacity` positions; reads no parameters."""
+        return empty(self.config.cache_spec(batch_size, capacity))
+
+    def _rotary(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
 
 
 SPECS: tuple[ModelSpec, ...] = (
@@ -308,5 +425,24 @@ SPECS: tuple[ModelSpec, ...] = (
             d_model=8192, num_layers=80, num_heads=64, d_ff=28672, scan_layers=True, remat="full"
         ),
         source="arXiv:2407.21783, table 3; https://huggingface.co/meta-llama/Meta-Llama-3-70B",
+    ),
+    ModelSpec(
+        name="maxtext_32b",
+        family="llama",
+        config=LlamaConfig(
+            vocab_size=32000,
+            max_seq_len=2048,
+            d_model=8192,
+            num_layers=32,
+            num_heads=64,
+            num_kv_heads=64,
+            d_ff=28672,
+            rope_theta=1e4,
+            norm_epsilon=1e-6,
+            scan_layers=True,
+            remat="full",
+        ),
+        source="the 32B of MaxText's v5e and v5p configurations, 2024, "
+        "https://github.com/AI-Hypercomputer/maxtext; benchmarks/published_throughput.csv",
     ),
 )

@@ -5,13 +5,13 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from models import gpt2, llama, mixtral, mlp, resnet, t5, vit
+from models import gpt2, llama, mixer, mixtral, mlp, resnet, t5, vit
 from models.spec import ModelSpec
 
 _SPECS: Mapping[str, ModelSpec] = MappingProxyType(
     {
         spec.name: spec
-        for family in (gpt2, llama, mixtral, mlp, resnet, t5, vit)
+        for family in (gpt2, llama, mixer, mixtral, mlp, resnet, t5, vit)
         for spec in family.SPECS
     }
 )

@@ -81,6 +81,29 @@ class ModelSpec:
         return self.config.example_batch(batch_size, seq_len)
 
     @property
+    def can_decode(self) -> bool:
+        """Whether the module has `prefill`, `decode` and `init_cache` (docs/inference.md)."""
+        return hasattr(self.config, "cache_spec")
+
+    def cache_spec(self, batch_size: int, capacity: int) -> Any:
+        """Returns the shapes and types of the cache that the module's `decode` reads and returns.
+
+        Args:
+            batch_size: sequences, over all devices.
+            capacity: positions that fit in.
+
+        Raises:
+            ValueError: the model cannot decode, or the configuration refuses the sizes.
+        """
+        if not self.can_decode:
+            raise ValueError(
+                f"{self.name} is of the family {self.family!r}, which has no cache: choose a model "
+                "with `can_decode`, or add `cache_spec` to its configuration."
+            )
+        config: Any = self.config
+        return config.cache_spec(batch_size, capacity)
+
+    @property
     def num_params(self) -> int:
         """Number of trained scalars, from abstract evaluation: no array is made."""
         return _count_params(self.config)

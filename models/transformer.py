@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from models.spec import Remat
+from models.kv_cache import LayerCache, cached_attention
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -33,44 +33,65 @@ class SelfAttention(nn.Module):
     Kernels of query, key and value are [D, H, K]; the one of the output is [H, K, D].
     """
 
+    d_model: int
     num_heads: int
     dropout_rate: float
     kernel_init: Initializer
     out_kernel_init: Initializer
     dtype: DTypeLike | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        project = functools.partial(
+            nn.DenseGeneral,
+            features=(self.num_heads, self.d_model // self.num_heads),
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+        )
+        self.query, self.key, self.value = project(), project(), project()
+        self.dropout = nn.Dropout(self.dropout_rate)
+        self.out = nn.DenseGeneral(
+            self.d_model, axis=(-2, -1), kernel_init=self.out_kernel_init, dtype=self.dtype
+        )
+
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, *, deterministic: bool = True
     ) -> jax.Array:
         """Maps [B, S, D] to [B, S, D]; `mask` is bool, broadcastable to [B, H, S, T]."""
-        width = x.shape[-1]
-        head_dim = width // self.num_heads
-        project = functools.partial(
-            nn.DenseGeneral,
-            features=(self.num_heads, head_dim),
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-        )
-        query = project(name="query")(x)
-        key = project(name="key")(x)
-        value = project(name="value")(x)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        return self._attend(query, key, value, mask, deterministic)
 
+    def prefill(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, LayerCache]:
+        """As `__call__`, and the keys and values of all positions."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        attended = self._attend(query, key, value, mask, deterministic=True)
+        return attended, {"key": key, "value": value}
+
+    def decode(
+        self, x: jax.Array, past: LayerCache, position: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Maps the token at `position`, [B, 1, D], to [B, 1, D] and its own key and value."""
+        query, new = self.query(x), {"key": self.key(x), "value": self.value(x)}
+        heads = cached_attention(query[:, 0, :, None], new, past, position)
+        return self.out(jnp.swapaxes(heads, 1, 2)), new
+
+    @nn.nowrap
+    def _attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        deterministic: bool,
+    ) -> jax.Array:
         # A softmax in half precision loses the small weights of long rows.
         scores = jnp.einsum("bshk,bthk->bhst", query, key, preferred_element_type=jnp.float32)
-        scores = scores * head_dim**-0.5
+        scores = scores * query.shape[-1] ** -0.5
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
-        heads = jnp.einsum("bhst,bthk->bshk", weights, value)
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            kernel_init=self.out_kernel_init,
-            dtype=self.dtype,
-            name="out",
-        )(heads)
+        weights = self.dropout(weights, deterministic=deterministic)
+        output: jax.Array = self.out(jnp.einsum("bhst,bthk->bshk", weights, value))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -97,6 +118,7 @@ class PreNormBlock(nn.Module):
     `out_kernel_init` initialises the two kernels that write to the residual stream.
     """
 
+    d_model: int
     num_heads: int
     hidden: int
     activation: Activation
@@ -106,76 +128,46 @@ class PreNormBlock(nn.Module):
     out_kernel_init: Initializer
     dtype: DTypeLike | None = None
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, *, deterministic: bool = True
-    ) -> jax.Array:
-        """Maps [B, S, D] to [B, S, D]; `mask` is bool, broadcastable to [B, H, S, T]."""
-        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_epsilon, dtype=self.dtype)
-        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=deterministic)
-
-        attended = SelfAttention(
+    def setup(self) -> None:
+        self.ln_1 = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)
+        self.attn = SelfAttention(
+            d_model=self.d_model,
             num_heads=self.num_heads,
             dropout_rate=self.dropout_rate,
             kernel_init=self.kernel_init,
             out_kernel_init=self.out_kernel_init,
             dtype=self.dtype,
-            name="attn",
-        )(norm(name="ln_1")(x), mask, deterministic=deterministic)
-        x = x + dropout()(attended)
-
-        transformed = FeedForward(
+        )
+        self.ln_2 = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)
+        self.mlp = FeedForward(
             hidden=self.hidden,
             activation=self.activation,
             kernel_init=self.kernel_init,
             out_kernel_init=self.out_kernel_init,
             dtype=self.dtype,
-            name="mlp",
-        )(norm(name="ln_2")(x))
-        return x + dropout()(transformed)
+        )
+        self.dropout = nn.Dropout(self.dropout_rate)
 
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, *, deterministic: bool = True
+    ) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D]; `mask` is bool, broadcastable to [B, H, S, T]."""
+        attended = self.attn(self.ln_1(x), mask, deterministic=deterministic)
+        return self._add(x, attended, deterministic)
 
-def run_blocks(
-    make_block: Callable[..., PreNormBlock],
-    x: jax.Array,
-    mask: jax.Array | None = None,
-    *,
-    num_layers: int,
-    prefix: str,
-    scan_layers: bool,
-    remat: Remat,
-    deterministic: bool,
-) -> jax.Array:
-    """Maps [B, S, D] to [B, S, D] by `num_layers` blocks; called from a compact method.
+    def prefill(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, LayerCache]:
+        """As `__call__`, and the keys and values of all positions."""
+        attended, new = self.attn.prefill(self.ln_1(x), mask)
+        return self._add(x, attended, deterministic=True), new
 
-    Args:
-        make_block: makes a block of a given `name`.
-        x: [B, S, D].
-        mask: bool, broadcastable to [B, H, S, T].
-        num_layers: L.
-        prefix: blocks are called `<prefix>_0` and so on.
-        scan_layers: one block called `prefix`, its parameters stacked to [L, ...], and a loop.
-        remat: "full" where the backward pass computes each block again from its input.
-        deterministic: no dropout.
-    """
+    def decode(
+        self, x: jax.Array, past: LayerCache, position: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Maps the token at `position`, [B, 1, D], to [B, 1, D] and its own key and value."""
+        attended, new = self.attn.decode(self.ln_1(x), past, position)
+        return self._add(x, attended, deterministic=True), new
 
-    def run(block: PreNormBlock, x: jax.Array) -> jax.Array:
-        return block(x, mask, deterministic=deterministic)
-
-    def scanned(block: PreNormBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        return run_again(block, x), None
-
-    # A loop's backward pass is a loop of its own: no common subexpression can undo the remat.
-    run_again = nn.remat(run, prevent_cse=not scan_layers) if remat == "full" else run
-    if not scan_layers:
-        for layer in range(num_layers):
-            x = run_again(make_block(name=f"{prefix}_{layer}"), x)
-        return x
-    loop = nn.scan(
-        scanned,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=num_layers,
-    )
-    x, _ = loop(make_block(name=prefix), x, None)
-    return x
+    @nn.nowrap
+    def _add(self, x: jax.Array, attended: jax.Array, deterministic: bool) -> jax.Array:
+        x = x + self.dropout(attended, deterministic=deterministic)
+        return x + self.dropout(self.mlp(self.ln_2(x)), deterministic=deterministic)

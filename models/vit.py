@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.checks import check_divides, check_fields, compute_dtype
+from models.linen_layers import make_blocks, run_blocks
 from models.spec import BatchSpec, ModelSpec, Remat, labelled_batch
-from models.transformer import PreNormBlock, run_blocks
+from models.transformer import PreNormBlock
 
 Pooling = Literal["mean", "class_token"]
 
@@ -111,6 +112,7 @@ class ViT(nn.Module):
 
         make_block = functools.partial(
             PreNormBlock,
+            d_model=cfg.d_model,
             num_heads=cfg.num_heads,
             hidden=cfg.d_ff,
             activation=functools.partial(nn.gelu, approximate=False),
@@ -120,15 +122,14 @@ class ViT(nn.Module):
             out_kernel_init=xavier,
             dtype=dtype,
         )
-        x = run_blocks(
-            make_block,
-            x,
-            num_layers=cfg.num_layers,
-            prefix="block",
-            scan_layers=cfg.scan_layers,
-            remat=cfg.remat,
-            deterministic=deterministic,
+        blocks = make_blocks(
+            make_block, "block", num_layers=cfg.num_layers, scan_layers=cfg.scan_layers
         )
+
+        def step(block: PreNormBlock, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, deterministic=deterministic), None
+
+        x, _ = run_blocks(blocks, step, x, num_layers=cfg.num_layers, remat=cfg.remat)
         x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x)
         x = x[:, 0] if cfg.pooling == "class_token" else x.mean(axis=1)
         # Not the paper's zeros: with those no gradient reaches the body in the first step.

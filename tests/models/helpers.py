@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, object]] = {
     "llama3_tiny": {"max_seq_len": 16},
     "mixtral_tiny": {"max_seq_len": 16},
     "mlp": {},
+    "mixer_tiny": {"image_size": 16, "num_layers": 1},
     "vit_tiny": {"image_size": 16, "num_layers": 1},
     "resnet_tiny": {"image_size": 8, "width": 8, "stage_sizes": (1, 1)},
 }

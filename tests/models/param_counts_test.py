@@ -39,6 +39,15 @@ def _vit(image: int, patch: int, width: int, layers: int, hidden: int, classes: 
     return patches + positions + layers * (attention + mlp + 4 * width) + 2 * width + head
 
 
+def _mixer(
+    image: int, patch: int, width: int, layers: int, tokens: int, channels: int, classes: int
+) -> int:
+    patches = (image // patch) ** 2
+    mixing = 2 * patches * tokens + tokens + patches + 2 * width * channels + channels + width
+    stem, head = 3 * patch * patch * width + width, width * classes + classes
+    return stem + layers * (mixing + 4 * width) + 2 * width + head
+
+
 def _bottleneck_resnet(stages: tuple[int, ...], classes: int) -> int:
     total, channels = 7 * 7 * 3 * 64 + 2 * 64, 64
     for stage, blocks in enumerate(stages):
@@ -76,6 +85,14 @@ COUNTS = [
     ("llama3_tiny", _llama(256, 64, 2, 8, 4, 160), None),
     ("llama3_8b", _llama(LLAMA_VOCAB, 4096, 32, 32, 8, 14336), 8_030_261_248),
     ("llama3_70b", _llama(LLAMA_VOCAB, 8192, 80, 64, 8, 28672), 70_553_706_496),
+    # What benchmarks/published_model.py counts for the same sizes.
+    ("maxtext_32b", _llama(32000, 8192, 32, 64, 64, 28672), 31_663_333_376),
+    # Published: 12 l h^2 (1 + 13 / 12h + (V + s) / 12lh) = 1008.0 billion, the last norm left out.
+    ("dense_1t", _gpt2(51200, 2048, 25600, 128), 1_008_038_707_200 + 2 * 25600),
+    # Published: 59.9 and 208.2 million, the classifier's included.
+    ("mixer_tiny", _mixer(32, 4, 64, 2, 32, 256, 16), None),
+    ("mixer_b16", _mixer(224, 16, 768, 12, 384, 3072, 1000), 59_880_472),
+    ("mixer_l16", _mixer(224, 16, 1024, 24, 512, 4096, 1000), 208_196_168),
     ("mixtral_tiny", _mixtral(256, 64, 2, 8, 4, 160), None),
     ("mixtral_8x7b", _mixtral(32000, 4096, 32, 32, 8, 14336), 46_702_792_704),
     ("t5_tiny", _t5(256, 64, 2, 64, 160, 8 * 8), None),

@@ -13,6 +13,7 @@ import models
 TINY = (
     "gpt2_tiny",
     "llama3_tiny",
+    "mixer_tiny",
     "mixtral_tiny",
     "mlp",
     "resnet_tiny",
@@ -23,6 +24,7 @@ TINY = (
 
 def test_names_are_sorted_and_complete():
     assert models.names() == (
+        "dense_1t",
         "gpt2_large",
         "gpt2_medium",
         "gpt2_small",
@@ -31,6 +33,10 @@ def test_names_are_sorted_and_complete():
         "llama3_70b",
         "llama3_8b",
         "llama3_tiny",
+        "maxtext_32b",
+        "mixer_b16",
+        "mixer_l16",
+        "mixer_tiny",
         "mixtral_8x7b",
         "mixtral_tiny",
         "mlp",
@@ -119,6 +125,8 @@ def test_lists_become_tuples():
         ("t5_tiny", {"relative_buckets": 6}, "relative_buckets=6 must be a multiple of 4"),
         ("t5_tiny", {"relative_max_distance": 4}, "relative_max_distance=4 more than half"),
         ("vit_tiny", {"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
+        ("mixer_tiny", {"patch_size": 5}, "image_size=32 is not a multiple of patch_size=5"),
+        ("mixer_tiny", {"hidden_tokens": 0}, "hidden_tokens=0 must be a positive integer"),
         ("vit_tiny", {"pooling": "max"}, "must be one of 'mean', 'class_token'"),
         ("resnet_tiny", {"block": "wide"}, "must be one of 'basic', 'bottleneck'"),
         ("llama3_tiny", {"scan_layers": "yes"}, "scan_layers='yes' must be True or False"),
@@ -166,7 +174,7 @@ def test_example_batch_refuses_lengths_out_of_range(name, seq_len):
         models.get(name).example_batch(2, seq_len=seq_len)
 
 
-@pytest.mark.parametrize("name", ["mlp", "vit_tiny", "resnet_tiny"])
+@pytest.mark.parametrize("name", ["mlp", "vit_tiny", "mixer_tiny", "resnet_tiny"])
 def test_example_batch_refuses_a_length_where_there_is_no_sequence(name):
     with pytest.raises(ValueError, match="no sequence"):
         models.get(name).example_batch(2, seq_len=16)

@@ -19,7 +19,7 @@ def test_attention_equals_that_of_linen(causal):
     x = jnp.asarray(rng.standard_normal((2, 6, 16), np.float32))
     mask = causal_mask(6) if causal else None
     normal = nn.initializers.normal(0.3)
-    ours = SelfAttention(4, dropout_rate=0.0, kernel_init=normal, out_kernel_init=normal)
+    ours = SelfAttention(16, 4, dropout_rate=0.0, kernel_init=normal, out_kernel_init=normal)
     theirs = nn.MultiHeadDotProductAttention(num_heads=4)
     # Both name their projections query, key, value and out.
     variables = jax.tree.map(
