@@ -11,7 +11,6 @@ from autoshard import planning
 from autoshard.compile_report import CompileReport
 from autoshard.compiling import compile_program
 from autoshard.errors import ModelError, PlanError
-from autoshard.lower import partition_spec
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
 from autoshard.plan import Plan
@@ -19,7 +18,7 @@ from autoshard.report import MemoryReport, memory_report
 from autoshard.reporting import ReportInputs, make_report
 from autoshard.target import Target
 from autoshard.trace import abstract, trace_function
-from passes.program import Role
+from passes.program import Role, partition_spec
 
 
 def default_roles(count: int) -> tuple[Role, ...]:

@@ -13,6 +13,7 @@ import jax
 import optax
 
 from autoshard.adapters import path_name
+from autoshard.optimizer_paths import parameter_of
 from autoshard.sharding_rules.elementwise import ELEMENTWISE
 from autoshard.stacked_state import Stacking
 from passes import ir
@@ -71,7 +72,7 @@ def _updates(optimizer: optax.GradientTransformation, params: Any) -> dict[str, 
     env: dict[Any, _Of] = {}
     for var, name in zip(jaxpr.invars, names, strict=True):
         owner = _owner(name, paths)
-        env[var] = _Of(name[: len(name) - len(owner)] if owner else name, owner)
+        env[var] = _Of(name.removesuffix(owner or ""), owner)
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         env[var] = _Of(("constant", str(const)))
     for eqn in jaxpr.eqns:
@@ -86,7 +87,7 @@ def _updates(optimizer: optax.GradientTransformation, params: Any) -> dict[str, 
             continue
         if of.owner not in (owner, None) or of.sums:
             raise _NotElementwise
-        results[owner].append((name[: len(name) - len(owner)], of.text))
+        results[owner].append((name.removesuffix(owner), of.text))
     return {path: tuple(parts) for path, parts in results.items()}
 
 
@@ -99,9 +100,8 @@ def _names(trees: Mapping[str, Any]) -> list[str]:
 
 
 def _owner(name: str, paths: set[str]) -> str | None:
-    parts = name.split("/")
-    suffixes = ("/".join(parts[start:]) for start in range(1, len(parts)))
-    return next((s for s in suffixes if s in paths), None)
+    _, _, path = name.partition("/")  # without its kind
+    return parameter_of(path, paths)
 
 
 def _read(env: Mapping[Any, _Of], atom: Any) -> _Of:

@@ -20,20 +20,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from autoshard.adapters import path_name
 from autoshard.layouts import ArrayLayout, Layout
 from autoshard.mesh_shape import Spec
+from autoshard.optimizer_paths import mirrored_paths
 from autoshard.plan import Plan
 from autoshard.precision import cast_floating
 from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes.accumulate import accumulated, whole_function
-from passes.program import Role
+from passes.program import Role, partition_spec
 
 # (gradients, optimizer's state, parameters, value=loss) -> (parameters, state)
 Update = Callable[..., tuple[Any, Any]]
-
-
-def partition_spec(spec: Spec) -> PartitionSpec:
-    """JAX's form of a spec."""
-    return PartitionSpec(*(dim if len(dim) > 1 else (dim[0] if dim else None) for dim in spec))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +61,11 @@ def optimizer_specs(plan: Plan | Layout, opt_state: Any) -> list[Spec]:
     is laid out as the plan says; anything else (counts, factored moments) is replicated.
     """
     by_path = {a.leaf.path: a for a in plan.arrays if a.leaf.role is Role.PARAMETER}
-    specs: list[Spec] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
-        names = path_name(path).split("/")
-        suffixes = ("/".join(names[start:]) for start in range(len(names)))
-        array = next((by_path[suffix] for suffix in suffixes if suffix in by_path), None)
-        mirrors = array is not None and array.leaf.shape == tuple(leaf.shape)
-        specs.append(array.opt if array is not None and mirrors else tuple(() for _ in leaf.shape))
-    return specs
+    mirrors = mirrored_paths(opt_state, {path: a.leaf.shape for path, a in by_path.items()})
+    return [
+        tuple(() for _ in leaf.shape) if path is None else by_path[path].opt
+        for path, leaf in zip(mirrors, jax.tree.leaves(opt_state), strict=True)
+    ]
 
 
 def optimizer_bytes(plan: Plan | Layout, opt_state: Any) -> int:

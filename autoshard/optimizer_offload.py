@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from autoshard.adapters import path_name
 from autoshard.lower import plain_update
+from autoshard.optimizer_paths import mirrored_paths
 from passes.host_cuts import Cut, cut_of
 from passes.host_stream import DEVICE, HOST, Stream, in_memory, streamed
 
@@ -58,14 +59,10 @@ def mirrored_parameters(opt_state: Any, params: Any) -> tuple[int | None, ...]:
     It does if its path ends with the parameter's and the shapes are equal.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    by_path = {path_name(path): (i, tuple(leaf.shape)) for i, (path, leaf) in enumerate(leaves)}
-    found: list[int | None] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
-        names = path_name(path).split("/")
-        suffixes = ("/".join(names[start:]) for start in range(len(names)))
-        position, shape = next((by_path[s] for s in suffixes if s in by_path), (None, None))
-        found.append(position if shape == tuple(leaf.shape) else None)
-    return tuple(found)
+    shapes = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    position = {path: i for i, path in enumerate(shapes)}
+    mirrored = mirrored_paths(opt_state, shapes)
+    return tuple(None if path is None else position[path] for path in mirrored)
 
 
 def plan_offload(

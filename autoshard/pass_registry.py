@@ -138,7 +138,7 @@ def make(name: str, fields: Mapping[str, Any]) -> Pass:
         if field not in known:
             raise PassError(f"pass {name!r} has no setting {field!r}: it has {', '.join(known)}")
     try:
-        one: Pass = kind(**{k: _tuples(v) for k, v in fields.items()})
+        one: Pass = kind(**{k: as_tuples(v) for k, v in fields.items()})
     except TypeError as error:
         raise PassError(f"pass {name!r} needs more settings ({error})") from error
     return one
@@ -176,5 +176,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, (tuple, list)) else value
+def as_tuples(value: Any) -> Any:
+    """A value of a pass's field as passes hold it: lists, which JSON has, become tuples."""
+    return tuple(as_tuples(x) for x in value) if isinstance(value, (tuple, list)) else value

@@ -17,7 +17,7 @@ from autoshard.layouts import ArrayLayout, Layout
 from autoshard.memory import MemoryEstimate
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
 from autoshard.named_dims import Analysis
-from autoshard.pass_registry import PassRecord
+from autoshard.pass_registry import PassRecord, as_tuples
 from autoshard.predicted_collectives import Phase, PredictedCollective, Purpose
 from autoshard.search_record import RunnerUp, SearchRecord, Verified
 from autoshard.step_time import StepTime
@@ -301,10 +301,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(x) for x in value) if isinstance(value, list) else value
-
-
 def _spec(data: Any) -> Spec:
     return tuple(tuple(str(part) for part in dim) for dim in data)
 
@@ -363,7 +359,7 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         passes=tuple(
             PassRecord(
                 str(row["name"]),
-                tuple((str(name), _tuples(value)) for name, value in row["fields"]),
+                tuple((str(name), as_tuples(value)) for name, value in row["fields"]),
                 tuple(str(note) for note in row["notes"]),
             )
             for row in data["passes"]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from autoshard.adapters import path_name
+from autoshard.optimizer_paths import parameter_of
 from autoshard.state import TrainState
 from passes.host_stream import DEVICE, HOST
 from passes.program import Leaf, Program, Role
@@ -111,10 +112,11 @@ class Stacking:
         stacks = {leaf.path for leaf in self.leaves if leaf.parts}
         leaves = []
         for name in _by_path(like):
-            prefix, parameter = _split(name, sources)
+            parameter = parameter_of(name, sources)
             if parameter is None:
                 leaves.append(have[name])
                 continue
+            prefix = name.removesuffix(parameter)
             found = [(_fetched(have[prefix + path]), index) for path, index in sources[parameter]]
             parts = [x if index is None else _part(x, index) for x, index in found]
             made = _stack(parts) if parameter in stacks else parts[0]
@@ -130,16 +132,6 @@ def stacking_of(program: Program, params: Any) -> Stacking:
 
 def _by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _split(name: str, paths: Mapping[str, Any]) -> tuple[str, str | None]:
-    """(prefix with its slash, path of a parameter) of a leaf of the optimizer's state."""
-    names = name.split("/")
-    for start in range(len(names)):
-        path = "/".join(names[start:])
-        if path in paths:
-            return name[: len(name) - len(path)], path
-    return name, None
 
 
 def _insert(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from passes import ir
 from passes.errors import PassError
 from passes.inline_calls import inline_calls
-from passes.program import Placement, Program, Spec
+from passes.program import Placement, Program, Spec, partition_spec
 
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 
@@ -100,8 +100,7 @@ class _Adder:
         if spec is None or len(spec) < 2 or not any(spec):
             return x
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
-        axes = [dim if len(dim) > 1 else (dim[0] if dim else None) for dim in spec]
-        sharding = NamedSharding(self.placement.mesh, PartitionSpec(*axes))
+        sharding = NamedSharding(self.placement.mesh, partition_spec(spec))
         return jax.lax.with_sharding_constraint(x, sharding)
 
     def _scan(self, eqn: ir.JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from passes.hlo.machine import MachineModel
 from passes.ir import ClosedJaxpr, Var
@@ -17,6 +17,11 @@ from passes.split import BatchSplit
 
 # For each dimension of an array, the mesh axes that shard it.
 Spec = tuple[tuple[str, ...], ...]
+
+
+def partition_spec(spec: Spec) -> PartitionSpec:
+    """JAX's form of a spec."""
+    return PartitionSpec(*(dim if len(dim) > 1 else (dim[0] if dim else None) for dim in spec))
 
 
 class Role(enum.Enum):

@@ -155,8 +155,9 @@ def _note(found: Attention, chosen: Candidate, axis: Axis) -> str:
     details = [f"{found.queries} queries, {found.keys} keys over {axis.size} devices"]
     if ring is not None and ring.chunks == 2:
         details.append("zig-zag")
-    if ring is not None and ring.steps < axis.size - 1:
-        details.append(f"{ring.steps} steps reach the whole window")
+    if ring is not None and ring.forward_course.blocks < axis.size:
+        steps = max(lane.steps for lane in ring.forward_course.lanes)
+        details.append(f"{steps} steps reach the whole window")
     details.append(
         f"predicted {chosen.seconds * 1e6:.3g} us forward and backward, "
         f"{chosen.waits_s * 1e6:.3g} us of it waiting"

@@ -11,16 +11,17 @@ what its transfers take longer than its computation; an exchange of heads is wai
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from passes.attention.block import Block
 from passes.attention.heads import HeadsMethod
+from passes.attention.lanes import Course, Lane, Moves
 from passes.attention.parallel import Method, RingMethod
 from passes.attention.pattern import Attention, HeadDim
-from passes.attention.ring import Lane, Moves, Ring
+from passes.attention.ring import Ring
 from passes.attention.tiles import Tiles
 from passes.attention.zigzag import mirror
 from passes.hlo.collective_time import collective_time
@@ -124,7 +125,7 @@ def candidates(
 def ring_of(
     tiles: Tiles, axis: Axis, settings: Settings, both_ways: bool, moves: tuple[Moves, Moves]
 ) -> Ring:
-    """The ring for an attention: its lanes, its steps, and whether chunks are zig-zag."""
+    """The ring for an attention: its lanes, their steps, and whether chunks are zig-zag."""
     a, n = tiles.attention, axis.size
     same = a.queries == a.keys
     block = a.keys // n
@@ -134,16 +135,29 @@ def ring_of(
         if max(ahead, 1) + behind < n - 1 and not (
             ahead and behind and 2 * max(ahead, behind) >= n
         ):
-            lanes = [Lane(1)] if ahead or not behind else []
-            lanes += [Lane(-1)] if behind else []
-            return Ring(tiles, axis.names, n, 1, tuple(lanes), max(ahead, behind))
+            near = [Lane(1, ahead)] if ahead or not behind else []
+            near += [Lane(-1, behind)] if behind else []
+            course = Course("keys", tuple(near))
+            return Ring(tiles, axis.names, n, 1, course, course)
     causal = same and 0 <= a.band.least <= block and a.band.most >= a.keys // 2
     zigzag = settings.balance and causal and a.keys % (2 * n) == 0 and n > 1
     chunks = 2 if zigzag else 1
     chunk = a.keys // (n * chunks)
     halves = both_ways and chunk % 2 == 0 and a.queries % (2 * n * chunks) == 0 and n > 2
-    lanes = [Lane(1, 0), Lane(-1, 1)] if halves else [Lane(1)]
-    return Ring(tiles, axis.names, n, chunks, tuple(lanes), n - 1, *moves)
+    forward, backward = (
+        Course(side, _lanes(n, halves, zigzag and not has_sums))
+        for side, has_sums in zip(moves, (moves[0] == "queries", True), strict=True)
+    )
+    return Ring(tiles, axis.names, n, chunks, forward, backward)
+
+
+def _lanes(size: int, both_ways: bool, whole_blocks: bool) -> tuple[Lane, ...]:
+    """All the way round, or half the way."""
+    if not both_ways:
+        return (Lane(1, size - 1),)
+    if whole_blocks:
+        return (Lane(1, size // 2), Lane(-1, (size - 1) // 2))
+    return (Lane(1, size - 1, 0), Lane(-1, size - 1, 1))
 
 
 def _sizes(a: Attention, axis: Axis, machine: MachineModel) -> _Sizes:
@@ -204,24 +218,24 @@ def _ring(
         "queries" if choose[1] else "keys",
     )
     ring = ring_of(tiles, axis, settings, both_ways, moves)
-    halved = ring.lanes[0].half is not None
-    travelling = [
-        (q if m == "queries" else k) / (2 if halved else 1)
-        for q, k, m in zip(queries, keys, (ring.forward_moves, ring.backward_moves), strict=True)
-    ]
     # A step's work on the busiest device: all of it, or half where causal chunks are balanced.
     work = sizes.product_s / axis.size * (0.5 if ring.chunks == 2 else 1.0)
     waits = work_s = 0.0
-    for size, products in zip(travelling, (_FORWARD_PRODUCTS, _BACKWARD_PRODUCTS), strict=True):
-        hop = _hop_s(axis, machine, ring.lanes, size)
-        computes = work * products * len(ring.lanes if not halved else (1,))
-        waits += ring.steps * max(0.0, hop - computes)
-        work_s += (ring.steps + 1) * computes
+    passes = (ring.forward_course, ring.backward_course)
+    amounts = (_FORWARD_PRODUCTS, _BACKWARD_PRODUCTS)
+    for course, products, q, k in zip(passes, amounts, queries, keys, strict=True):
+        share = 0.5 if course.halved else 1.0
+        moved = share * (q if course.moves == "queries" else k)
+        for first, last, meeting in course.phases():
+            lanes = [course.lanes[i] for i in meeting]
+            computes = work * products * len(lanes) * share
+            waits += (last + 1 - first) * max(0.0, _hop_s(axis, machine, lanes, moved) - computes)
+        work_s += course.blocks * work * products
     if ring.chunks == 2:
         halves = s.query + s.key + s.value + s.result  # a half of each, there and back
         pairs = tuple((g[i], g[j]) for g in axis.groups for i, j in mirror(axis.size))
         waits += collective_time(machine, "collective-permute", halves, pairs).seconds
-    name: MethodName = "bidirectional" if halved else "ring"
+    name: MethodName = "bidirectional" if ring.backward_course.halved else "ring"
     return Candidate(name, RingMethod(ring), work_s + waits, waits)
 
 
@@ -229,7 +243,7 @@ def _has_both(a: Attention) -> bool:
     return any({a.steps.query, a.steps.key} <= {*leaf.dims} for leaf in a.steps.leaves)
 
 
-def _hop_s(axis: Axis, machine: MachineModel, lanes: tuple[Lane, ...], size_bytes: float) -> float:
+def _hop_s(axis: Axis, machine: MachineModel, lanes: Sequence[Lane], size_bytes: float) -> float:
     """Seconds until all lanes are one device further: those that share links one by one."""
     busy: dict[str, float] = {}
     for lane in lanes:

@@ -21,9 +21,10 @@ import jax
 
 from passes.attention.arrays import Arrays, as_given, leaves_along
 from passes.attention.block import Saved, finished
+from passes.attention.lanes import Course, Lane
 from passes.attention.parallel import Forward, hidden_rows
 from passes.attention.pattern import Attention, HeadDim
-from passes.attention.ring import Lane, Ring
+from passes.attention.ring import Ring
 from passes.attention.steps import Along
 from passes.attention.tiles import Tiles
 
@@ -93,7 +94,8 @@ class HeadsMethod:
     def _local(self) -> Ring:
         """One device's share: a ring of one."""
         head = (self.head.dim, self.head.size // self.size)
-        return Ring(self.tiles, self.axes, 1, 1, (Lane(1),), 0, head=head)
+        stay = Course("keys", (Lane(1, 0),))
+        return Ring(self.tiles, self.axes, 1, 1, stay, stay, head)
 
     def _leaves(self, along: Along) -> tuple[int | None, ...]:
         """Each leaf's dimension of heads."""

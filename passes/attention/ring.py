@@ -6,17 +6,19 @@
 Liu et al., "Ring Attention with Blockwise Transformers for Near-Infinite Context", 2023. What goes
 round is chosen for each direction of a pass: keys and values (in the backward pass with their
 gradients), or, as in "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via
-Bidirectional Communication" (2024), queries and their partial outputs. The bidirectional ring
-sends the two halves of every block round in opposite directions, so that both directions of every
-link carry data; a link of a torus has one of its own for each.
+Bidirectional Communication" (2024), queries and their partial outputs. The bidirectional ring has
+two lanes (`attention.lanes`), so that both directions of every link carry data; a link of a torus
+has one of its own for each.
 
-Sums that travel with a block (gradients, partial outputs) are sent on while the next block is
-computed, and added when both are there, so that they are hidden by computation, too.
+The pairs of zig-zag chunks that meet in a step are computed in a loop. Schedulers (libtpu's, for
+one) begin a transfer as late as they believe it can be hidden, and have quicker links and slower
+products in mind than the machine; they cannot begin it inside a loop, so it begins with the step.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,26 +33,13 @@ from passes.attention.arrays import (
     sums,
 )
 from passes.attention.block import Saved, State, merged, row_shape
+from passes.attention.lanes import Arrival, Course, Round, divided, joined, part_of
 from passes.attention.pattern import Attention
 from passes.attention.tiles import Pair, Tiles
 from passes.attention.zigzag import chunk_at, early_chunk
 
-Moves = Literal["keys", "queries"]
-
-_UNROLLED = 3  # rings of so few steps are written out: the last one fetches nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Lane:
-    """One way round.
-
-    Attributes:
-      direction: 1: to the next device, -1: to the one before.
-      half: which half of every chunk takes it; None is all of it.
-    """
-
-    direction: int
-    half: int | None = None
+# Which chunk of queries, which of keys, and how far apart they begin where that is known.
+Met = tuple[Any, Any, int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +70,7 @@ class Ring:
       axes: mesh axes, major to minor.
       size: devices along them.
       chunks: of a device: 1, contiguous, or 2, zig-zag.
-      lanes: the ways round.
-      steps: how many blocks each device meets besides its own; fewer than there are where a window
-        hides the others.
-      forward_moves, backward_moves: what goes round.
+      forward_course, backward_course: what goes round in each pass, and how.
       head: (a dimension of the scores that is cut over the axes instead of positions, a device's
         share of it); `size` is 1 then.
     """
@@ -93,10 +79,8 @@ class Ring:
     axes: tuple[str, ...]
     size: int
     chunks: int
-    lanes: tuple[Lane, ...]
-    steps: int
-    forward_moves: Moves = "keys"
-    backward_moves: Moves = "keys"
+    forward_course: Course
+    backward_course: Course
     head: tuple[int, int] | None = None
 
     @property
@@ -106,170 +90,125 @@ class Ring:
 
     def forward(self, arrays: Arrays) -> State:
         """The state of a device's queries after all keys."""
-        a, index = self.attention, self._index(arrays)
-        home = self._home(arrays, index)
-        if self.forward_moves == "keys":
+        queries, keys = self._home(arrays, self._index(arrays))
+        home = self._state(arrays.queries)
+        for met in self._at_home(queries, keys):
+            home = self._forward(queries, keys, arrays, met, home)
+        of_moves = self._keys_go if self.forward_course.moves == "keys" else self._queries_go
+        return of_moves(queries, keys, arrays, home)
 
-            def visit(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
-                keys = self._side(part, key_dims(a), owner, lane, a.keys)
-                return sent, self._forward(home[0], keys, arrays, first, kept)
+    def _keys_go(self, queries: Side, keys: Side, arrays: Arrays, home: State) -> State:
+        dims = keys.dims
 
-            parts = [self._part(arrays.keys, key_dims(a), lane) for lane in self.lanes]
-            start = self._state(arrays.queries)
-            _, state = self._go_round(
-                index, parts, start, visit, lambda _: (), lambda one, other: ()
-            )
-            return state
+        def visit(arrivals: list[Arrival], state: State) -> Any:
+            pairs = [(queries, self._arrived(x, x.part, keys)) for x in arrivals]
 
-        def meet(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
-            queries = self._side(part, query_dims(a), owner, lane, a.queries)
-            return self._forward(queries, home[1], arrays, first, sent), kept
+            def work(number: int, met: Met, state: State) -> State:
+                return self._forward(*pairs[number], arrays, met, state)
 
-        parts = [self._part(arrays.queries, query_dims(a), lane) for lane in self.lanes]
+            return [() for _ in arrivals], self._meetings(pairs, work, state)
 
-        def fresh(number: int) -> State:
-            return self._state(parts[number])
+        course = self.forward_course
+        parts = [part_of(arrays.keys, dims, lane, self.chunks) for lane in course.lanes]
+        return self._round(course, keys.owner, visit, _added).go(parts, [()] * len(parts), home)[1]
 
-        def combine(one: State, other: State) -> State:
-            return merged(a, one, other)
+    def _queries_go(self, queries: Side, keys: Side, arrays: Arrays, home: State) -> State:
+        a, course = self.attention, self.forward_course
 
-        states, _ = self._go_round(index, parts, (), meet, fresh, combine)
+        def visit(arrivals: list[Arrival], kept: Any) -> Any:
+            pairs = [(self._arrived(x, x.part, queries), keys) for x in arrivals]
+
+            def work(number: int, met: Met, states: list[State]) -> list[State]:
+                state = self._forward(*pairs[number], arrays, met, states[number])
+                return _replaced(states, number, state)
+
+            return self._meetings(pairs, work, [self._state(x.part) for x in arrivals]), kept
+
         row = a.steps.query
-        values = self._whole([(s.values,) for s in states], (a.result_dim,))
-        rows = self._whole([(s.greatest, s.total) for s in states], (row, row))
-        return State(*values, *rows)
+        dims = (a.result_dim, row, row)
+        parts = [part_of(arrays.queries, queries.dims, x, self.chunks) for x in course.lanes]
+        first = divided((home.values, home.greatest, home.total), dims, course, self.chunks)
+        journey = self._round(course, queries.owner, visit, functools.partial(merged, a))
+        states, _ = journey.go(parts, [State(*x) for x in first], ())
+        rows = [(s.values, s.greatest, s.total) for s in states]
+        return State(*joined(rows, dims, course, self.chunks))
 
     def backward(self, arrays: Arrays, saved: Saved) -> Arrays:
         """Gradients of a device's arrays; of what is needed whole, this device's share."""
-        a, index = self.attention, self._index(arrays)
-        home = self._home(arrays, index)
-        zeros = Arrays(
+        a, course, moves = self.attention, self.backward_course, self.backward_course.moves
+        queries, keys = self._home(arrays, self._index(arrays))
+        home = Arrays(
             sums(arrays.queries), sums(arrays.keys), sums(arrays.both), sums(arrays.neither)
         )
-        if self.backward_moves == "keys":
+        for met in self._at_home(queries, keys):
+            home = self._backward(queries, keys, arrays, saved, met, home)
+        key = a.steps.key
 
-            def visit(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
-                keys = self._side(part, key_dims(a), owner, lane, a.keys)
-                total = dataclasses.replace(kept, keys=sent)
-                total = self._backward(home[0], keys, arrays, saved, first, total)
-                return total.keys, dataclasses.replace(total, keys=())
+        def met_with(x: Arrival) -> tuple[Side, Side, Saved]:
+            if moves == "keys":
+                return queries, self._arrived(x, x.part, keys), saved
+            *own, cotangent, numbers = x.part
+            given = Saved(cotangent, *jnp.split(numbers, 3, axis=key))
+            return self._arrived(x, own, queries), keys, given
 
-            parts = [self._part(arrays.keys, key_dims(a), lane) for lane in self.lanes]
-            start = dataclasses.replace(zeros, keys=())
-            travelled, total = self._go_round(
-                index, parts, start, visit, lambda number: sums(parts[number]), _added
-            )
-            return dataclasses.replace(total, keys=self._whole(travelled, key_dims(a)))
+        own = keys if moves == "keys" else queries
 
-        # The numbers of a row travel as one array: what is small takes as long as it is far.
-        row, key = a.steps.query, a.steps.key
-        with_saved = (*query_dims(a), a.result_dim, row)
-        numbers = jnp.concatenate([saved.greatest, saved.total, saved.inner], axis=key)
-        rows = (saved.cotangent, numbers)
+        def visit(arrivals: list[Arrival], kept: Arrays) -> Any:
+            sides = [met_with(x) for x in arrivals]
 
-        def meet(lane: Lane, owner: Any, part: Any, sent: Any, kept: Any, first: bool) -> Any:
-            *own, cotangent, packed = part
-            queries = self._side(own, query_dims(a), owner, lane, a.queries)
-            given = Saved(cotangent, *jnp.split(packed, 3, axis=key))
-            total = dataclasses.replace(kept, queries=sent)
-            total = self._backward(queries, home[1], arrays, given, first, total)
-            return total.queries, dataclasses.replace(total, queries=())
+            def work(number: int, met: Met, carry: Any) -> Any:
+                sent, kept = carry
+                one, other, given = sides[number]
+                total = dataclasses.replace(kept, **{moves: sent[number]})
+                total = self._backward(one, other, arrays, given, met, total)
+                sent = _replaced(sent, number, getattr(total, moves))
+                return sent, dataclasses.replace(total, **{moves: ()})
 
-        parts = [self._part((*arrays.queries, *rows), with_saved, lane) for lane in self.lanes]
-        start = dataclasses.replace(zeros, queries=())
-        travelled, total = self._go_round(
-            index, parts, start, meet, lambda number: sums(parts[number][:-2]), _added
-        )
-        return dataclasses.replace(total, queries=self._whole(travelled, query_dims(a)))
+            start = [sums(x.part[: len(own.dims)]) for x in arrivals]
+            return self._meetings([s[:2] for s in sides], work, (start, kept))
 
-    def _go_round(
+        travelling, dims = list(own.arrays), list(own.dims)
+        if moves == "queries":
+            # The numbers of a row travel as one: what is small takes as long as it is far.
+            numbers = jnp.concatenate([saved.greatest, saved.total, saved.inner], axis=key)
+            travelling += [saved.cotangent, numbers]
+            dims += [a.result_dim, a.steps.query]
+        parts = [part_of(travelling, dims, lane, self.chunks) for lane in course.lanes]
+        first = divided(getattr(home, moves), own.dims, course, self.chunks)
+        journey = self._round(course, own.owner, visit, _added)
+        sent, total = journey.go(parts, first, dataclasses.replace(home, **{moves: ()}))
+        gradients = joined(sent, own.dims, course, self.chunks)
+        return dataclasses.replace(total, **{moves: gradients})
+
+    def _round(
+        self, course: Course, index: Any, visit: Callable[..., Any], combine: Callable[..., Any]
+    ) -> Round:
+        return Round(course, self.axes, self.size, index, visit, combine)
+
+    def _meetings(
         self,
-        index: Any,
-        parts: Sequence[Any],
-        kept: Any,
-        visit: Callable[..., Any],
-        fresh: Callable[[int], Any],
-        combine: Callable[[Any, Any], Any],
-    ) -> tuple[list[Any], Any]:
-        """Let every part meet every device, and its sums come home.
+        pairs: Sequence[tuple[Side, Side]],
+        work: Callable[[int, Met, Any], Any],
+        carry: Any,
+    ) -> Any:
+        """Does the work of all pairs of chunks that meet in a step of the ring.
 
         Args:
-          index: the device's place.
-          parts: what goes round, for each lane.
-          kept: sums that stay.
-          visit: (lane, owner, part, empty sums, kept, whether it is at home) -> (sums, kept).
-          fresh: empty sums that travel, by the number of the lane.
-          combine: adds sums.
+          pairs: queries and keys, of each lane.
+          work: (number of the lane, which of its chunks, sums) -> sums.
+          carry: sums.
         """
+        if self.chunks == 1:
+            return functools.reduce(
+                lambda c, number: work(number, (0, 0, None), c), range(len(pairs)), carry
+            )
 
-        def visits(owners: list[Any], here: Any, kept: Any, first: bool) -> tuple[list[Any], Any]:
-            sums_of = []
-            for number, lane in enumerate(self.lanes):
-                sent = fresh(number)
-                if not (first and number and lane.half is None):  # the first lane's block already
-                    sent, kept = visit(lane, owners[number], here[number], sent, kept, first)
-                sums_of.append(sent)
-            return sums_of, kept
+        def turn(carry: Any, number: Any) -> tuple[Any, None]:
+            for lane, (queries, keys) in enumerate(pairs):
+                carry = work(lane, self._met(queries, keys, number), carry)
+            return carry, None
 
-        def step(carry: Any, t: Any, fetch: bool) -> Any:
-            here, sent, kept = carry
-            ahead = self._on(here) if fetch else here
-            came = self._on(sent)
-            owners = [(index - lane.direction * t) % self.size for lane in self.lanes]
-            new, kept = visits(owners, here, kept, False)
-            return ahead, list(map(combine, came, new)), kept
-
-        here = self._on(parts) if self.steps else list(parts)
-        sent, kept = visits([index] * len(self.lanes), parts, kept, True)
-        carry = (here, sent, kept)
-        if self.steps <= _UNROLLED:
-            for t in range(1, self.steps + 1):
-                carry = step(carry, t, t < self.steps)
-        else:
-            times = jnp.arange(1, self.steps + 1, dtype=jnp.int32)
-            carry, _ = jax.lax.scan(lambda c, t: (step(c, t, True), None), carry, times)
-        _, sent, kept = carry
-        ways = [-lane.direction * self.steps for lane in self.lanes]
-        return [self._shift(x, hops) for x, hops in zip(sent, ways, strict=True)], kept
-
-    def _on(self, parts: Sequence[Any]) -> list[Any]:
-        """Each part one device further."""
-        pairs = zip(parts, self.lanes, strict=True)
-        return [self._shift(part, lane.direction) for part, lane in pairs]
-
-    def _shift(self, tree: Any, hops: int) -> Any:
-        if hops % self.size == 0:
-            return tree
-        way = [(source, (source + hops) % self.size) for source in range(self.size)]
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, way), tree)
-
-    def _part(self, arrays: Sequence[Any], dims: Sequence[int], lane: Lane) -> tuple[Any, ...]:
-        """What of a device's arrays takes a lane: a half of each of its chunks."""
-        if lane.half is None:
-            return tuple(arrays)
-        found = []
-        for x, dim in zip(arrays, dims, strict=True):
-            halves = jnp.split(x, 2 * self.chunks, axis=dim)
-            mine = halves[lane.half :: 2]
-            found.append(jnp.concatenate(mine, axis=dim) if len(mine) > 1 else mine[0])
-        return tuple(found)
-
-    def _whole(self, parts: Sequence[Sequence[Any]], dims: Sequence[int]) -> tuple[Any, ...]:
-        """The parts of all lanes put together; added where each lane took all."""
-        if len(parts) == 1:
-            return tuple(parts[0])
-        found: list[Any] = []
-        for dim, *of_lane in zip(dims, *parts, strict=True):
-            if of_lane[0] is None:
-                found.append(None)
-                continue
-            if self.lanes[0].half is None:
-                found.append(sum(of_lane[1:], of_lane[0]))
-                continue
-            chunks = [jnp.split(x, self.chunks, axis=dim) for x in of_lane]
-            in_order = [x for of_chunk in zip(*chunks, strict=True) for x in of_chunk]
-            found.append(jnp.concatenate(in_order, axis=dim))
-        return tuple(found)
+        return jax.lax.scan(turn, carry, jnp.arange(2, dtype=jnp.int32))[0]
 
     def _index(self, arrays: Arrays) -> Any:
         """The device's place, tied to data.
@@ -284,17 +223,15 @@ class Ring:
         return tied
 
     def _home(self, arrays: Arrays, index: Any) -> tuple[Side, Side]:
-        a, every = self.attention, Lane(1)
+        a, pieces = self.attention, self.size * self.chunks
         return (
-            self._side(arrays.queries, query_dims(a), index, every, a.queries),
-            self._side(arrays.keys, key_dims(a), index, every, a.keys),
+            Side(arrays.queries, query_dims(a), index, 0, a.queries // pieces),
+            Side(arrays.keys, key_dims(a), index, 0, a.keys // pieces),
         )
 
-    def _side(
-        self, arrays: Sequence[Any], dims: tuple[int, ...], owner: Any, lane: Lane, length: int
-    ) -> Side:
-        chunk = length // (self.size * self.chunks)
-        return Side(tuple(arrays), dims, owner, (lane.half or 0) * chunk // 2, chunk)
+    def _arrived(self, arrival: Arrival, arrays: Sequence[Any], home: Side) -> Side:
+        offset = (arrival.lane.half or 0) * home.chunk // 2
+        return Side(tuple(arrays), home.dims, arrival.owner, offset, home.chunk)
 
     def _state(self, queries: Sequence[Any]) -> State:
         """No keys seen yet."""
@@ -312,50 +249,40 @@ class Ring:
             jnp.zeros(values, dtype), jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype)
         )
 
-    def _pairs(self, queries: Side, keys: Side, first: bool) -> list[tuple[Any, Any, int | None]]:
-        """Chunks of the two sides that meet: (of queries, of keys, how far apart if known)."""
-        near = queries.offset - keys.offset if first and queries.chunk == keys.chunk else None
-        if self.chunks == 1:
-            return [(0, 0, near)]
-        if first:
-            return [(0, 0, near), (1, 0, None), (1, 1, near)]
+    def _at_home(self, queries: Side, keys: Side) -> list[Met]:
+        """The chunks of a device's own that meet."""
+        near = 0 if queries.chunk == keys.chunk else None
+        return [(0, 0, near)] if self.chunks == 1 else [(0, 0, near), (1, 0, None), (1, 1, near)]
+
+    def _met(self, queries: Side, keys: Side, turn: Any) -> Met:
+        """One of the two pairs of zig-zag chunks that meet elsewhere: late queries, early keys, and
+        two early or two late ones."""
         ahead = early_chunk(keys.owner, self.size) < early_chunk(queries.owner, self.size)
         same = jnp.where(ahead, 0, 1)
-        return [(1, 0, None), (same, same, None)]
+        return jnp.where(turn == 0, 1, same), jnp.where(turn == 0, 0, same), None
 
-    def _forward(
-        self, queries: Side, keys: Side, arrays: Arrays, first: bool, state: State
-    ) -> State:
-        a = self.attention
-        for one, other, apart in self._pairs(queries, keys, first):
-            pair = self._pair(queries, keys, arrays, one, other, apart)
-            rows = pair.arrays.queries[0].shape[a.query_dim]
-            before = self.tiles.state_rows(state, one * rows, rows)
-
-            def compute(before: State, pair: Pair = pair) -> State:
-                return self.tiles.forward(pair, before)
-
-            after = self._if_visible(pair, compute, before)
-            state = self.tiles.with_rows(state, after, one * rows)
-        return state
+    def _forward(self, queries: Side, keys: Side, arrays: Arrays, met: Met, state: State) -> State:
+        pair = self._pair(queries, keys, arrays, met)
+        rows = pair.arrays.queries[0].shape[self.attention.query_dim]
+        before = self.tiles.state_rows(state, met[0] * rows, rows)
+        after = self._if_visible(pair, lambda before: self.tiles.forward(pair, before), before)
+        return self.tiles.with_rows(state, after, met[0] * rows)
 
     def _backward(
-        self, queries: Side, keys: Side, arrays: Arrays, saved: Saved, first: bool, total: Arrays
+        self, queries: Side, keys: Side, arrays: Arrays, saved: Saved, met: Met, total: Arrays
     ) -> Arrays:
         a = self.attention
-        for one, other, apart in self._pairs(queries, keys, first):
-            pair = self._pair(queries, keys, arrays, one, other, apart)
-            rows = pair.arrays.queries[0].shape[a.query_dim]
-            columns = pair.arrays.keys[0].shape[a.key_dim]
-            own = self.tiles.saved_rows(saved, one * rows, rows)
-            at = (one * rows, other * columns)
+        pair = self._pair(queries, keys, arrays, met)
+        rows = pair.arrays.queries[0].shape[a.query_dim]
+        columns = pair.arrays.keys[0].shape[a.key_dim]
+        own = self.tiles.saved_rows(saved, met[0] * rows, rows)
 
-            def add(total: Arrays, pair: Pair = pair, own: Saved = own, at: Any = at) -> Arrays:
-                found = self.tiles.backward(pair, own)
-                return self._add(total, found, at, pair.starts[a.steps.key])
+        def add(total: Arrays) -> Arrays:
+            found = self.tiles.backward(pair, own)
+            at = (met[0] * rows, met[1] * columns)
+            return self._add(total, found, at, pair.starts[a.steps.key])
 
-            total = self._if_visible(pair, add, total)
-        return total
+        return self._if_visible(pair, add, total)
 
     def _add(self, total: Arrays, found: Arrays, at: tuple[Any, Any], column: Any) -> Arrays:
         a = self.attention
@@ -374,10 +301,8 @@ class Ring:
             _added(total.neither, found.neither),
         )
 
-    def _pair(
-        self, queries: Side, keys: Side, arrays: Arrays, one: Any, other: Any, apart: int | None
-    ) -> Pair:
-        a = self.attention
+    def _pair(self, queries: Side, keys: Side, arrays: Arrays, met: Met) -> Pair:
+        a, (one, other, apart) = self.attention, met
         rows, columns = (
             side.arrays[0].shape[side.dims[0]] // self.chunks for side in (queries, keys)
         )
@@ -422,3 +347,7 @@ class Ring:
 
 def _added(one: Any, other: Any) -> Any:
     return jax.tree.map(lambda x, y: x + y.astype(x.dtype), one, other)
+
+
+def _replaced(values: list[Any], place: int, value: Any) -> list[Any]:
+    return [*values[:place], value, *values[place + 1 :]]

@@ -49,9 +49,11 @@ def test_every_mask_on_a_ring(mask: str) -> None:
     check(before, after)
 
 
-@pytest.mark.parametrize(("mask", "seq"), [("packed", 8), ("padding", 4)])
+@pytest.mark.parametrize(("mask", "seq"), [("packed", 8), ("dense", 4), ("segments", 3)])
 def test_masks_on_rings_both_ways(mask: str, seq: int) -> None:
-    before = writings.program(MASKS[mask])
+    length = 4 * seq if seq < 8 else S
+    given, masks = writings.parameters(length=length), writings.batch(length)
+    before = writings.program(MASKS[mask], given, masks)
     after = spread(before, "bidirectional", seq)
     assert "became bidirectional" in after.notes[0]
     check(before, after)

@@ -1,5 +1,6 @@
 """Who meets whom on a ring: every visible pair of chunks once, the same number on each device."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
+from passes.attention.arrays import Arrays
 from passes.attention.block import JnpBlock
 from passes.attention.choose import Settings, axis_of, candidates
+from passes.attention.lanes import Course, Lane, Moves
+from passes.attention.parallel import RingMethod, attend
 from passes.attention.pattern import Attention, find
-from passes.attention.ring import Lane, Ring, Side
+from passes.attention.ring import Ring, Side
 from passes.attention.scopes import scopes
 from passes.attention.tiles import Tiles, tile_size
 from passes.attention.zigzag import chunk_at, from_zigzag, to_zigzag
@@ -42,7 +46,7 @@ def ways(
 @pytest.mark.parametrize("size", [2, 3, 4, 8])
 def test_zigzag_work_is_whole_and_even(size: int) -> None:
     ring = ways("causal", size, 16 * size)["ring"].method.ring
-    assert ring.chunks == 2 and ring.steps == size - 1
+    assert ring.chunks == 2 and ring.forward_course.lanes == (Lane(1, size - 1),)
     seen: dict[tuple[int, int], int] = {}
     for step in range(size):
         counts = set()
@@ -50,13 +54,64 @@ def test_zigzag_work_is_whole_and_even(size: int) -> None:
             owner = (device - step) % size
             queries = Side((), (), jnp.int32(device), 0, 4)
             keys = Side((), (), jnp.int32(owner), 0, 4)
-            pairs = ring._pairs(queries, keys, step == 0)
+            if step:
+                pairs = [ring._met(queries, keys, turn) for turn in (0, 1)]
+            else:
+                pairs = ring._at_home(queries, keys)
             counts.add(len(pairs))
             for one, other, _ in pairs:
                 pair = (int(chunk_at(device, one, size)), int(chunk_at(owner, other, size)))
                 seen[pair] = seen.get(pair, 0) + 1
-        assert counts == {3 if step == 0 else 2}
+        assert counts == {2 if step else 3}
     assert seen == {(q, k): 1 for q in range(2 * size) for k in range(q + 1)}
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 8])
+@pytest.mark.parametrize("mask", ["causal", "none"])
+def test_both_ways_every_half_meets_every_other_device_once(size: int, mask: str) -> None:
+    ring = ways(mask, size, 16 * size)["bidirectional"].method.ring
+    for course in (ring.forward_course, ring.backward_course):
+        assert [lane.direction for lane in course.lanes] == [1, -1]
+        assert course.blocks == size
+        for device in range(size):
+            met = [
+                (lane.half if course.halved else half, (device - lane.direction * step) % size)
+                for first, last, meeting in course.phases()
+                for step in range(first, last + 1)
+                for lane in (course.lanes[i] for i in meeting)
+                for half in ((0,) if course.halved else (0, 1))
+            ]
+            others = [other for other in range(size) if other != device]
+            assert sorted(met) == [(half, other) for half in (0, 1) for other in others]
+    # Sums come home one step after the last: whole blocks would have half the ring to go.
+    assert ring.backward_course.halved
+    assert ring.forward_course.halved == (mask == "none")
+
+
+@pytest.mark.parametrize(
+    ("size", "forward", "backward"), [(4, "queries", "keys"), (3, "keys", "queries")]
+)
+def test_zigzag_both_ways_is_attention(size: int, forward: Moves, backward: Moves) -> None:
+    method = ways("causal", size, 8 * size)["bidirectional"].method
+    halves, some = method.ring.backward_course.lanes, method.ring.forward_course.lanes
+    there = Course(forward, halves if forward == "queries" else some)
+    ring = dataclasses.replace(
+        method.ring, forward_course=there, backward_course=Course(backward, halves)
+    )
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = [jax.random.normal(k, (writings.B, 8 * size, writings.H, writings.D)) for k in keys]
+    mesh = writings.placement(seq=size).mesh
+
+    def spread(q: Any, k: Any, v: Any) -> Any:
+        return jnp.sum(jnp.cos(attend(RingMethod(ring), mesh, Arrays((q,), (k, v)))))
+
+    def dense(q: Any, k: Any, v: Any) -> Any:
+        return jnp.sum(jnp.cos(MASKS["causal"](q, k, v, {})))
+
+    one, other = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays) for f in (dense, spread))
+    assert float(other[0]) == pytest.approx(float(one[0]), rel=1e-5)
+    for wanted, found in zip(one[1], other[1], strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
@@ -81,9 +136,9 @@ def test_zigzag_there_and_back(size: int) -> None:
 
 def test_a_window_needs_only_its_neighbours() -> None:
     ring = ways("window", 8)["ring"].method.ring  # five keys, four positions a device
-    assert ring.steps == 1 and ring.lanes == (Lane(1),) and ring.chunks == 1
+    assert ring.forward_course.lanes == (Lane(1, 1),) and ring.chunks == 1
     ring = ways("near", 8)["ring"].method.ring  # three keys both ways
-    assert ring.steps == 1 and ring.lanes == (Lane(1), Lane(-1))
+    assert ring.forward_course.lanes == ring.backward_course.lanes == (Lane(1, 1), Lane(-1, 1))
 
 
 def test_without_balance_chunks_are_contiguous() -> None:
@@ -123,13 +178,12 @@ def test_tiles_divide(length: int, most: int) -> None:
 
 def test_a_causal_chunk_skips_tiles_ahead() -> None:
     tiles = Tiles(attention("causal"), JnpBlock(), 4)
-    ring = Ring(tiles, ("seq",), 1, 1, (Lane(1),), 0)
+    stay = Course("keys", (Lane(1, 0),))
+    ring = Ring(tiles, ("seq",), 1, 1, stay, stay)
     queries = jnp.zeros((writings.B, 16, writings.H, writings.D))
     text = str(jax.make_jaxpr(lambda q: _one(ring, q))(queries))
     assert "length=10" in text  # of 4 x 4 tiles, those on and below the diagonal
 
 
 def _one(ring: Ring, queries: Any) -> Any:
-    from passes.attention.arrays import Arrays
-
     return ring.forward(Arrays((queries,), (queries, queries))).values
