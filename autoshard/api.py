@@ -20,13 +20,14 @@ from autoshard import rule_sets
 from autoshard.adapters import adapt, is_model
 from autoshard.apply_passes import Passes
 from autoshard.compiled_function import CompiledFunction
-from autoshard.compiled_model import CompiledModel, Recipe
+from autoshard.compiled_model import CompiledModel
 from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
 from autoshard.pass_registry import from_records, parse_passes, without_auto
 from autoshard.plan import Plan
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
+from autoshard.recipe import Recipe
 from autoshard.search import SearchOptions
 from autoshard.target import resolve
 from passes.pass_pipeline import Checks
@@ -69,6 +70,24 @@ def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
             "to use the plan's, or plan again"
         )
     return chosen
+
+
+def _check(model: Any, task: str, optimizer: Any, offload: str) -> None:
+    """Raises ModelError for arguments that are not what they should be."""
+    if task not in TASKS:
+        raise ModelError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    if offload not in ("none", "optimizer"):
+        raise ModelError(
+            f"offload={offload!r} is unknown: use 'optimizer' or 'none' (the pass remat offloads "
+            "activations)"
+        )
+    if optimizer is not None and not hasattr(optimizer, "update"):
+        raise ModelError(
+            f"optimizer={optimizer!r} is not an optax transformation: pass one, such as "
+            "optax.adamw(1e-3)"
+        )
+    if isinstance(model, type) and issubclass(model, linen.Module):
+        raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
 
 
 def compile(
@@ -131,20 +150,7 @@ def compile(
       UnmodelledError: see
         `autoshard.errors`; each message names the remedy.
     """
-    if task not in TASKS:
-        raise ModelError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
-    if offload not in ("none", "optimizer"):
-        raise ModelError(
-            f"offload={offload!r} is unknown: use 'optimizer' or 'none' (the pass remat offloads "
-            "activations)"
-        )
-    if optimizer is not None and not hasattr(optimizer, "update"):
-        raise ModelError(
-            f"optimizer={optimizer!r} is not an optax transformation: pass one, such as "
-            "optax.adamw(1e-3)"
-        )
-    if isinstance(model, type) and issubclass(model, linen.Module):
-        raise ModelError(f"{model.__name__} is a class: pass an instance, {model.__name__}(...)")
+    _check(model, task, optimizer, offload)
     target = resolve(mesh)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
     options = search or SearchOptions()

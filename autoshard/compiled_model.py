@@ -1,18 +1,16 @@
 """A model compiled for a mesh: what `autoshard.compile` returns for a Flax model."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from autoshard import lower as lowering
 from autoshard import planning
-from autoshard.adapters import ModelFunctions
-from autoshard.apply_passes import Passes, Rewritten, finish, rewrite
+from autoshard.apply_passes import Rewritten, finish, rewrite
 from autoshard.compile_process import Progress
 from autoshard.compile_report import CompileReport
 from autoshard.compiled_program import CompiledProgram
@@ -25,8 +23,6 @@ from autoshard.input_checks import (
     state_problem,
     with_shardings,
 )
-from autoshard.layouts import Layout
-from autoshard.losses import Loss
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
 from autoshard.optimizer_offload import (
@@ -38,53 +34,15 @@ from autoshard.optimizer_offload import (
 )
 from autoshard.plan import Plan
 from autoshard.planning import Candidate
-from autoshard.precision import Precision
+from autoshard.recipe import Recipe
 from autoshard.report import MemoryReport, memory_report
 from autoshard.reporting import ReportInputs, make_report
 from autoshard.stacked_state import Stacking
 from autoshard.state import TrainState
-from autoshard.target import Target, check_context
+from autoshard.target import check_context
 from autoshard.trace import TracedModel, abstract, trace_model
-from autoshard.verified_choice import choose
 from passes.hlo.machine import MachineModel
-from passes.pass_pipeline import Pass
 from passes.program import Role
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything about a model but the batch.
-
-    Attributes:
-      functions: the model as pure functions.
-      loss: (outputs, batch) -> scalar, or (scalar, dict of scalars).
-      optimizer: None when the task does not train.
-      target: where it is to run.
-      wishes: what the user asked of the planner.
-      precision: dtype policy.
-      passes: what rewrites the program.
-      offloads: whether the optimizer's state lives in host memory.
-      donate: whether `step` reuses the memory of the state that it is given.
-    """
-
-    functions: ModelFunctions
-    loss: Loss
-    optimizer: optax.GradientTransformation | None
-    target: Target
-    wishes: planning.Wishes
-    precision: Precision
-    donate: bool
-    passes: Passes = dataclasses.field(default_factory=Passes)
-    offloads: bool = False
-
-    def adding(self, passes: tuple[Pass, ...]) -> "Recipe":
-        """With more passes after planning."""
-        if not passes:
-            return self
-        own = self.passes
-        return dataclasses.replace(
-            self, passes=dataclasses.replace(own, after=(*own.after, *passes))
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,26 +345,11 @@ class CompiledModel:
         """The plan that the search finds; what it chose of passes joins those of the recipe."""
         recipe = self._recipe
 
-        def optimizer_bytes(layout: Layout) -> int:
-            return lowering.optimizer_bytes(layout, opt_state)
-
-        def candidates(ratio: float) -> Iterator[Candidate]:
-            wishes = recipe.wishes.corrected(ratio, recipe.target.memory_bytes)
-            return planning.make(traced.program, recipe.target, wishes, optimizer_bytes)
-
         def compile_one(candidate: Candidate) -> CompileReport:
             trial = CompiledModel(recipe.adding(candidate.passes), batch, candidate.plan)
             return trial.compile_report()
 
-        count = recipe.wishes.compiled_layouts(recipe.target)
-        if count:
-            limit = recipe.wishes.memory_limit_bytes
-            chosen = choose(candidates, compile_one, limit, recipe.wishes.options, count)
-            candidate, plan = chosen.candidate, chosen.plan
-        else:
-            candidate = next(candidates(1.0))
-            plan = candidate.plan
-        self._recipe = recipe.adding(candidate.passes)
+        plan, self._recipe = recipe.searched(traced, opt_state, compile_one)
         return plan
 
     def _machine(self, plan: Plan) -> MachineModel:

@@ -127,7 +127,8 @@ def _candidates(
     for one in answer.finalists(_MOST_CANDIDATES):
         assert one.layout is not None and one.cost is not None
         layout = dataclasses.replace(
-            one.layout, notes=one.layout.notes + costly_places(subject, one.layout)
+            one.layout,
+            notes=one.layout.notes + costly_places(subject, one.layout) + answer.notes,
         )
         plan = make_plan(
             subject.analysis,

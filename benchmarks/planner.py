@@ -1,4 +1,4 @@
-"""The planner against rule sets and what experts configure, compiled for machines that are not here.
+"""The planner against rule sets and what experts configure, compiled for machines not here.
 
   make bench-planner       (or: python -m benchmarks.planner [--cells=SUBSTRING] [--again])
 
@@ -6,8 +6,8 @@
 axis of 8; the best of fully sharded times tensor parallelism of 1, 2, 4 and 8 ("expert"); and the
 planner's search, which chooses mesh, layout, microbatches and what is saved. All others keep the
 model's own rematerialisation. Every layout is compiled by the target's compiler; its step time is
-simulated from the schedule, nothing was run. What the metric leaves out: input pipeline, stragglers,
-and on GPU the compiler gives no times, so those are a roofline of ours.
+simulated from the schedule, nothing was run. What the metric leaves out: input pipeline and
+stragglers; and the GPU compiler gives no times, so those are a roofline of ours.
 
 Results are kept in `runs/bench_planner.jsonl`; a cold run takes hours on two cores.
 """

@@ -5,7 +5,13 @@ Llama-3-8B on 64 chips of TPU v5p:
   python -m experiments.plan --model=llama3_8b --topology=v5p:4x4x4 --batch_size=64 \\
       --seq_len=4096 --rules=zero3+redco --out=runs/zero3
 
-The same with another mesh, then both side by side:
+The planner chooses mesh, layout, microbatches and what is saved for the backward pass, and compiles
+the best four to choose among them:
+
+  python -m experiments.plan --model=llama3_8b --topology=v5p:4x4x4 --batch_size=64 \\
+      --seq_len=4096 --rules=auto --passes=auto
+
+The first again on another mesh, then both side by side:
 
   python -m experiments.plan --model=llama3_8b --topology=v5p:4x4x4 --mesh=data=64,model=1 \\
       --batch_size=64 --seq_len=4096 --rules=zero3 --out=runs/data
@@ -102,6 +108,13 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
             passes=config.pass_names or None,
             pass_checks=pass_checks(config),
             offload="optimizer" if "optimizer" in config.offloaded else "none",
+            memory_limit_bytes=config.memory_limit_bytes,
+            search=autoshard.SearchOptions(
+                max_layouts=config.max_layouts,
+                verify=None if config.verify < 0 else config.verify,
+                forbid=config.forbidden,
+                progress=waiter.note,
+            ),
         )
     with waiter.phase(f"compiling and simulating, mesh {compiled.plan.mesh.shape}") as tick:
         report = compiled.compile_report(

@@ -28,6 +28,18 @@ class PlanConfig(ModelSettings):
         "Type that matrix products are computed in; parameters stay in float32. Not that of "
         "experiments.train, which leaves small models as they are. Empty: the model's.",
     )
+    verify: int = option(
+        -1,
+        "With --rules=auto: how many of the best layouts are compiled for the topology before one "
+        "is chosen; 0: the estimate decides. -1: 4.",
+    )
+    max_layouts: int = option(600, "With --rules=auto: layouts that are costed at most.")
+    forbid: str = option(
+        "",
+        "With --rules=auto: dimensions that are not to be sharded (`vocab`) and mesh axes that are "
+        "not to be wide (`model`), separated by commas.",
+    )
+    memory_limit_gib: float = option(0.0, "GiB that a device may hold. 0: what its chip has.")
     out: str = option(
         "",
         "Where report.html, report.json, plan.json, trace.json and hlo.txt go, with --compare "
@@ -48,6 +60,9 @@ class PlanConfig(ModelSettings):
         super().__post_init__()
         if not self.timeout_s > 0:
             raise ConfigError(f"--timeout_s={self.timeout_s} must be above 0.")
+        self.check_at_least(-1, "verify")
+        self.check_at_least(1, "max_layouts")
+        self.check_at_least(0, "memory_limit_gib")
         if not (self.topology or self.plan or self.compare):
             raise ConfigError(
                 "--topology is empty: name the machine to compile for, such as v5p:4x4x4, h100:8x4 "
@@ -55,6 +70,16 @@ class PlanConfig(ModelSettings):
             )
         if self.plan and self.compare:
             raise ConfigError("--plan and --compare exclude each other: --compare takes two plans.")
+
+    @property
+    def forbidden(self) -> tuple[str, ...]:
+        """Dimensions and axes that the search must not use."""
+        return tuple(name.strip() for name in self.forbid.split(",") if name.strip())
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """Bytes that a device may hold; None for the chip's own."""
+        return round(self.memory_limit_gib * 2**30) or None
 
     @property
     def output(self) -> str:

@@ -4,6 +4,8 @@ question -> space of decisions -> solver (costs by `evaluate`) -> refinement of 
          -> answer, with a lower bound and the runner-up of each choice
 """
 
+import dataclasses
+
 from autoshard.cost import Costed
 from autoshard.errors import PassError
 from autoshard.rule_sets import AUTO, logical
@@ -26,6 +28,8 @@ from autoshard.search.space import (
 )
 from autoshard.search_record import SearchRecord
 from passes.program import Role
+
+_WORTH_TELLING = 0.02
 
 __all__ = ["Answer", "Question", "SearchOptions", "search", "space_of"]
 
@@ -76,7 +80,33 @@ def search(question: Question) -> Answer:
         assert isinstance(first, Exception)
         raise first
     check_fits(question, tuple(ranked))
-    return Answer(tuple(ranked), _record(question, evaluator, tuple(ranked)))
+    notes = _price_of_rules(question, ranked[0])
+    return Answer(tuple(ranked), _record(question, evaluator, tuple(ranked)), notes)
+
+
+def _price_of_rules(question: Question, best: Evaluated) -> tuple[str, ...]:
+    """What the user's rules beside `auto` cost, where they cost much."""
+    own = [rule.name for rule in question.rules if rule is not AUTO]
+    if not own or AUTO not in question.rules:
+        return ()
+    free = dataclasses.replace(question, rules=(AUTO,))
+    space = space_of(free)
+    evaluator = Evaluator(free, space.by_label)
+    limit = question.memory_limit_bytes
+    other = best_first(
+        space.seeds(), space.neighbours, evaluator.of, limit, question.options.max_layouts
+    )[0]
+    assert best.cost is not None
+    if other.cost is None or not other.fits(limit):
+        return ()
+    slower = best.cost.time.total_s / other.cost.time.total_s - 1
+    if slower < _WORTH_TELLING:
+        return ()
+    layout = "+".join(rule.name for rule in other.rules)
+    return (
+        f"the rules {'+'.join(own)} are obeyed, and make the step an estimated {slower:.0%} "
+        f"slower than the best without them ({layout} on mesh {other.decision.shape})",
+    )
 
 
 def _searched(question: Question, space: Space, evaluator: Evaluator) -> list[Evaluated]:

@@ -15,10 +15,12 @@ class Answer:
     Attributes:
       ranked: all that was costed, best first; the first fits.
       record: how it was found.
+      notes: what the user should know.
     """
 
     ranked: tuple[Evaluated, ...]
     record: SearchRecord
+    notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> Evaluated:

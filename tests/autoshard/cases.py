@@ -11,9 +11,10 @@ import optax
 import models
 from autoshard import adapters, planning, rule_sets
 from autoshard.adapters import ModelFunctions
-from autoshard.compiled_model import CompiledModel, Recipe
+from autoshard.compiled_model import CompiledModel
 from autoshard.losses import default_loss
 from autoshard.precision import Precision
+from autoshard.recipe import Recipe
 from autoshard.target import resolve
 
 MESHES = {

@@ -1,0 +1,80 @@
+"""`Recipe`: everything about a model but the batch."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import optax
+
+from autoshard import lower as lowering
+from autoshard import planning
+from autoshard.adapters import ModelFunctions
+from autoshard.apply_passes import Passes
+from autoshard.compile_report import CompileReport
+from autoshard.layouts import Layout
+from autoshard.losses import Loss
+from autoshard.plan import Plan
+from autoshard.precision import Precision
+from autoshard.target import Target
+from autoshard.trace import TracedModel
+from autoshard.verified_choice import choose
+from passes.pass_pipeline import Pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything about a model but the batch.
+
+    Attributes:
+      functions: the model as pure functions.
+      loss: (outputs, batch) -> scalar, or (scalar, dict of scalars).
+      optimizer: None when the task does not train.
+      target: where it is to run.
+      wishes: what the user asked of the planner.
+      precision: dtype policy.
+      passes: what rewrites the program.
+      offloads: whether the optimizer's state lives in host memory.
+      donate: whether `step` reuses the memory of the state that it is given.
+    """
+
+    functions: ModelFunctions
+    loss: Loss
+    optimizer: optax.GradientTransformation | None
+    target: Target
+    wishes: planning.Wishes
+    precision: Precision
+    donate: bool
+    passes: Passes = dataclasses.field(default_factory=Passes)
+    offloads: bool = False
+
+    def adding(self, passes: tuple[Pass, ...]) -> "Recipe":
+        """With more passes after planning."""
+        if not passes:
+            return self
+        own = self.passes
+        return dataclasses.replace(
+            self, passes=dataclasses.replace(own, after=(*own.after, *passes))
+        )
+
+    def searched(
+        self,
+        traced: TracedModel,
+        opt_state: Any,
+        compile_one: Callable[[planning.Candidate], CompileReport],
+    ) -> tuple[Plan, "Recipe"]:
+        """The plan that is searched for, and the recipe with the passes that belong to it."""
+
+        def optimizer_bytes(layout: Layout) -> int:
+            return lowering.optimizer_bytes(layout, opt_state)
+
+        def candidates(ratio: float) -> Iterator[planning.Candidate]:
+            wishes = self.wishes.corrected(ratio, self.target.memory_bytes)
+            return planning.make(traced.program, self.target, wishes, optimizer_bytes)
+
+        count = self.wishes.compiled_layouts(self.target)
+        if not count:
+            candidate = next(candidates(1.0))
+            return candidate.plan, self.adding(candidate.passes)
+        limit = self.wishes.memory_limit_bytes
+        chosen = choose(candidates, compile_one, limit, self.wishes.options, count)
+        return chosen.plan, self.adding(chosen.candidate.passes)
