@@ -6,9 +6,7 @@ is compiled; a plan says "estimated" wherever these figures appear.
 
 import dataclasses
 import functools
-import math
 
-from autoshard.factors import FactorRole
 from autoshard.layouts import Layout
 from autoshard.memory import MemoryEstimate, StateBytes, estimate_memory
 from autoshard.memory_buffers import Buffer, find_buffers
@@ -20,6 +18,7 @@ from autoshard.predicted_collectives import (
     habits_of,
     predict_collectives,
 )
+from autoshard.product_flops import product_flops
 from autoshard.program_flow import ProgramFlow, program_flow
 from autoshard.sharded_program import ShardedProgram
 from autoshard.step_time import StepTime, StepTimer, is_product, step_time
@@ -75,8 +74,7 @@ def _flops(program: ShardedProgram, index: int) -> float:
     """Of one operation on one device, all repeats."""
     if not is_product(program, index):
         return 0.0
-    op, rule = program.analysis.graph.ops[index], program.analysis.rules[index]
-    total = 2.0 * math.prod(f.size for f in rule.factors if f.role is not FactorRole.INDEXED)
+    op, total = program.analysis.graph.ops[index], product_flops(program.analysis, index)
     bound = program.analysis.factor_dims(index)
     parts = {p for atoms in bound for p in program.factor_parts(atoms)}
     return total / program.degree(parts) * op.repeats

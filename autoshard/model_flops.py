@@ -1,11 +1,7 @@
 """FLOPs that a model needs, counted from its forward program on shapes alone."""
 
-import math
-
-from autoshard.factors import FactorRole
 from autoshard.named_dims import Analysis
-
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+from autoshard.product_flops import PRODUCTS, product_flops
 
 
 def model_flops(analysis: Analysis, trains: bool) -> float:
@@ -19,9 +15,9 @@ def model_flops(analysis: Analysis, trains: bool) -> float:
       analysis: of the forward program.
       trains: whether gradients are computed.
     """
-    total = 0.0
-    for op, rule in zip(analysis.graph.ops, analysis.rules, strict=True):
-        if op.primitive in _PRODUCTS:
-            sizes = (f.size for f in rule.factors if f.role is not FactorRole.INDEXED)
-            total += 2.0 * math.prod(sizes) * op.repeats
+    total = sum(
+        product_flops(analysis, index) * op.repeats
+        for index, op in enumerate(analysis.graph.ops)
+        if op.primitive in PRODUCTS
+    )
     return total * (3 if trains else 1)

@@ -28,13 +28,13 @@ from autoshard.predicted_collectives import (
     Phase,
     PredictedCollective,
 )
+from autoshard.product_flops import PRODUCTS, product_flops
 from autoshard.sharded_program import ShardedProgram
 from passes.hlo.collective_time import collective_time
-from passes.hlo.machine import MachineModel
+from passes.hlo.machine import Fabric, MachineModel
 
 _ROWS = 8  # of a tile of the matrix unit
 _HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 # Parameters are read and written, gradients read; the optimizer's state is read and written.
 _PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 2
 
@@ -126,7 +126,8 @@ def _padded_flops(program: ShardedProgram, index: int, tile: int) -> float:
         else:
             sides["rows" if factor in carried[0] else "columns"] *= local
     if op.primitive != "dot_general":
-        return 2.0 * math.prod(sides.values())
+        parts = {p for atoms in bound for p in program.factor_parts(atoms)}
+        return product_flops(program.analysis, index) / program.degree(parts)
     low, high = sorted((sides["rows"], sides["columns"]))
     padded = _rounded(low, _ROWS) * _rounded(high, tile) * _rounded(sides["summed"], tile)
     return 2.0 * sides["batch"] * padded
@@ -187,9 +188,9 @@ def step_time(
     hidden, open_s = 0.0, 0.0
     mesh = program.layout.mesh.refined
     for one in collectives:
-        as_made = _as_made(one, mesh, machine.platform)
+        as_made = _as_made(one, mesh, machine)
         seconds = one.count * timer.collective_s(mesh, as_made)
-        if _hides(as_made, machine.platform):
+        if _hides(as_made, machine):
             hidden += seconds
         else:
             open_s += seconds
@@ -197,26 +198,33 @@ def step_time(
     return StepTime(products, traffic, optimizer, hidden + open_s, exposed)
 
 
-def _as_made(one: PredictedCollective, mesh: MeshShape, platform: str) -> PredictedCollective:
+def _as_made(
+    one: PredictedCollective, mesh: MeshShape, machine: MachineModel
+) -> PredictedCollective:
     """What the compiler makes of a collective.
 
-    That for TPU gathers and scatters over all devices by all-reduces (read off its programs).
+    That for TPU gathers and scatters over all devices of a torus of three dimensions by all-reduces
+    (read off its programs).
     """
-    everywhere = one.devices == mesh.device_count
-    if platform == "tpu" and everywhere and one.kind in (ALL_GATHER, REDUCE_SCATTER):
+    everywhere = one.devices == mesh.device_count and _torus_dims(machine) > 2
+    if machine.platform == "tpu" and everywhere and one.kind in (ALL_GATHER, REDUCE_SCATTER):
         return dataclasses.replace(one, kind=ALL_REDUCE)
     return one
 
 
-def _hides(one: PredictedCollective, platform: str) -> bool:
+def _hides(one: PredictedCollective, machine: MachineModel) -> bool:
     """Whether the compiler runs it beside other work.
 
     The one for TPU scatters sums of gradients piece by piece, while the product that makes them
-    goes on (a windowed einsum), and waits for everything else; the one for GPU starts gathers and
-    scatters ahead.
+    goes on (a windowed einsum), and gathers ahead on chips with a torus of two dimensions only; the
+    one for GPU starts gathers and scatters ahead.
     """
     if one.phase is Phase.OPTIMIZER:
         return False
-    if platform == "tpu":
+    if machine.platform == "tpu" and _torus_dims(machine) > 2:
         return one.kind == REDUCE_SCATTER
     return one.kind in (ALL_GATHER, REDUCE_SCATTER)
+
+
+def _torus_dims(machine: MachineModel) -> int:
+    return sum(axis.fabric is Fabric.TORUS for axis in machine.axes)

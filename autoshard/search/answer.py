@@ -30,23 +30,40 @@ class Answer:
     def finalists(self, count: int) -> tuple[Evaluated, ...]:
         """The best `count` that fit and differ in what the estimate can tell apart.
 
-        The best of each layout come before a layout's second choice of what is saved: what is
-        compiled to be compared should differ.
+        What is compiled to be compared should differ: the second is the best of those that save
+        something else than the first (the estimate is least sure of what the compiler makes of
+        that), and a layout's second choice of what is saved stands behind other layouts.
         """
-        seen: set[object] = set()
+        distinct = self._distinct()
+        first = distinct[:1]
+        other = [x for x in distinct if x.decision.memory.remat != first[0].decision.memory.remat]
         turns: dict[object, int] = {}
-        chosen: list[tuple[int, int, Evaluated]] = []
-        for place, one in enumerate(self.ranked):
-            if one.cost is None or one.layout is None or not one.fits(self.record.limit_bytes):
+        later: list[tuple[int, int, Evaluated]] = []
+        for place, one in enumerate(distinct):
+            turn = turns[_layout(one)] = turns.get(_layout(one), -1) + 1
+            if one not in first + other[:1]:
+                later.append((place + _LATER * turn, place, one))
+        rest = [one for _, _, one in sorted(later, key=lambda x: x[:2])]
+        return tuple([*first, *other[:1], *rest][:count])
+
+    def _distinct(self) -> list[Evaluated]:
+        seen: set[object] = set()
+        found = []
+        for one in self.ranked:
+            if one.layout is None or not one.fits(self.record.limit_bytes):
                 continue
-            arrays = tuple((a.compute, a.param, a.grad, a.opt) for a in one.layout.arrays)
-            layout = (one.layout.mesh.shape, arrays)
-            if (layout, one.decision.memory) in seen or (layout, one.cost) in seen:
-                continue
-            seen |= {(layout, one.decision.memory), (layout, one.cost)}
-            turn = turns[layout] = turns.get(layout, -1) + 1
-            chosen.append((place + _LATER * turn, place, one))
-        return tuple(one for _, _, one in sorted(chosen, key=lambda x: x[:2])[:count])
+            keys = {(_layout(one), one.decision.memory), (_layout(one), one.cost)}
+            if not keys & seen:
+                found.append(one)
+            seen |= keys
+        return found
+
+
+def _layout(one: Evaluated) -> object:
+    """What tells two layouts apart."""
+    assert one.layout is not None
+    arrays = tuple((a.compute, a.param, a.grad, a.opt) for a in one.layout.arrays)
+    return one.layout.mesh.shape, arrays
 
 
 def runner_ups(ranked: tuple[Evaluated, ...], limit_bytes: float | None) -> tuple[RunnerUp, ...]:
