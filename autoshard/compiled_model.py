@@ -369,6 +369,8 @@ class CompiledModel:
     def _trace(self, kind: str, batch: Any) -> Rewritten:
         recipe = self._recipe
         traced = trace_model(recipe.functions, recipe.loss, batch, kind == "step", recipe.precision)
+        if self._planned is None and self._given_plan is None:
+            self._recipe = recipe = recipe.with_loops(traced.program)
         return rewrite(traced, recipe.passes, recipe.optimizer)
 
     def _shardings(self, traced: TracedModel) -> lowering.Shardings:

@@ -18,7 +18,10 @@ from autoshard.precision import Precision
 from autoshard.target import Target
 from autoshard.trace import TracedModel
 from autoshard.verified_choice import choose
+from passes import ir
 from passes.pass_pipeline import Pass
+from passes.program import Program
+from passes.stack_layers import StackLayers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,21 @@ class Recipe:
         return dataclasses.replace(
             self, passes=dataclasses.replace(own, after=(*own.after, *passes))
         )
+
+    def with_loops(self, program: Program) -> "Recipe":
+        """With unrolled layers rolled, where the planner is to choose passes.
+
+        What is saved is chosen for a loop; and the search's time does not grow with depth.
+        """
+        before = self.passes.before
+        if (
+            not self.wishes.options.choose_passes
+            or any(isinstance(one, StackLayers) for one in before)
+            or any(eqn.primitive.name == "scan" for eqn in ir.equations(program.jaxpr.jaxpr))
+        ):
+            return self
+        passes = dataclasses.replace(self.passes, before=(*before, StackLayers()))
+        return dataclasses.replace(self, passes=passes)
 
     def searched(
         self,
