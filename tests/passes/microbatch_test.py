@@ -148,6 +148,18 @@ def rooted(params: Any, batch: Any) -> Any:
     return jnp.sqrt(jnp.sum(jnp.square(batch["x"] @ params["w"])))
 
 
+def cast(params: Any, batch: Any) -> Any:
+    return jnp.sum(batch["x"] @ params["w"]).astype(jnp.int32).astype(jnp.float32)
+
+
+def halved(params: Any, batch: Any) -> Any:
+    return jax.lax.div(jnp.sum(jnp.argmax(batch["x"] @ params["w"], axis=-1)), 2) * 1.0
+
+
+def one_more(params: Any, batch: Any) -> Any:
+    return (jnp.sum(jnp.argmax(batch["x"] @ params["w"], axis=-1)) + 1) * 1.0
+
+
 def ranked(params: Any, batch: Any) -> Any:
     return jnp.sum(jnp.sort(batch["x"] @ params["w"], axis=0)[0])
 
@@ -159,6 +171,9 @@ def ranked(params: Any, batch: Any) -> Any:
         (products, "every row of the batch is multiplied with every other"),
         (rooted, "sqrt is not linear"),
         (ranked, "sort along the rows"),
+        (cast, "convert_element_type is not linear"),
+        (halved, "div is not linear"),
+        (one_more, "add adds an integer"),
     ],
 )
 def test_rows_that_meet_are_refused(loss: Any, message: str) -> None:
