@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from passes import ir
@@ -323,14 +324,31 @@ def linear_of_sum(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> 
     if choice or name in ("add", "add_any", "sub"):
         for i in range(1 if choice else 0, len(operands)):
             if not summed[i]:  # a whole term would be added once a part
+                if not _is_floating(eqn.invars[i]):
+                    raise CannotCut(f"{name} adds an integer to a sum over the whole batch")
                 arrays[i] = arrays[i] / batch.count
     elif not (
-        name in _LINEAR
+        (name in _LINEAR and not _rounds(eqn))
         or (name in ("mul", "dot_general") and sum(summed) == 1)
-        or (name == "div" and summed == [True, False])
+        or (name == "div" and summed == [True, False] and not _rounds(eqn))
     ):
         raise CannotCut(f"{name} is not linear, and it is applied to a sum over the whole batch")
     return [Value(r, None, True, free) for r in bind(eqn, arrays)]
+
+
+def _is_floating(atom: Any) -> bool:
+    return bool(jnp.issubdtype(atom.aval.dtype, jnp.inexact))
+
+
+def _rounds(eqn: ir.JaxprEqn) -> bool:
+    """Whether a cast or a division gives integers of what may lie between them, or booleans."""
+    source: Any = eqn.invars[0]
+    result: Any = eqn.outvars[0]
+    if eqn.primitive.name == "div":
+        return not _is_floating(result)
+    if eqn.primitive.name != "convert_element_type" or _is_floating(result):
+        return False
+    return _is_floating(source) or result.aval.dtype == jnp.bool_
 
 
 TABLE: Mapping[str, Rule] = {

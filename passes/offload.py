@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from passes.errors import PassError
 from passes.program import Program
-from passes.remat import Remat, flat_loops, planned_blocks, realised, summary
+from passes.remat import DECISION, Remat, flat_loops, planned_blocks, realised, summary
 from passes.remat_problem import Choice
 from passes.remat_solver import trimmed
 
@@ -35,6 +35,7 @@ class Offload:
     hidden: bool = True
     name: str = dataclasses.field(default="offload", init=False, repr=False)
     after_planning: ClassVar[bool] = True
+    decides: ClassVar[str] = DECISION
 
     def apply(self, program: Program) -> Program:
         """The program with a checkpoint region around each loop's body.

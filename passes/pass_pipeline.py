@@ -5,6 +5,8 @@
 A pass is a frozen dataclass with a `name` and `apply(program) -> program`; nothing needs to be
 registered, so a user's own package may hold some. What a pass did it says in notes
 (`program.noting`). The input of a pass is never changed: when a pass fails, it is untouched.
+
+A pass with an attribute `decides` (what, in words) is the only one in a list that decides it.
 """
 
 import dataclasses
@@ -87,9 +89,11 @@ def run_passes(
       first: passes applied before these, for the numbers of dumps.
 
     Raises:
-      PassError: a pass refuses or fails, or breaks the program; it names the pass.
+      PassError: a pass refuses or fails, or breaks the program, or undoes what another one before
+        it does; it names the pass.
     """
     checks = checks or Checks()
+    _check_decisions(passes)
     reports = []
     for number, one in enumerate(passes, first + 1):
         if checks.progress is not None:
@@ -109,6 +113,19 @@ def run_passes(
     return program, tuple(reports)
 
 
+def _check_decisions(passes: Sequence[Pass]) -> None:
+    made: dict[str, str] = {}
+    for one in passes:
+        what = getattr(one, "decides", "")
+        if what and what in made:
+            raise PassError(
+                f"it decides {what}, as {made[what]!r} does before it, and would undo that: leave "
+                "one of the two out",
+                one.name,
+            )
+        made[what] = one.name
+
+
 def _applied(one: Pass, program: Program) -> Program:
     try:
         result = one.apply(program)
@@ -123,6 +140,13 @@ def _applied(one: Pass, program: Program) -> Program:
         ) from error
     if not isinstance(result, Program):
         raise PassError(f"apply returned {type(result).__name__}, not a Program", one.name)
+    kept = program.gradient is not None and result.gradient is program.gradient
+    if kept and result.jaxpr is not program.jaxpr:
+        raise PassError(
+            "the gradient is computed by a pass before it and would not be of the changed program: "
+            f"put {one.name} first",
+            one.name,
+        )
     return result
 
 

@@ -38,6 +38,7 @@ _BUILT_IN: Mapping[str, Callable[..., Any]] = MappingProxyType(
 _STATE_COPIES = 4
 _HBM_SHARE = 0.9
 _LISTED = 12
+DECISION = "what loops keep for the backward pass (remat(offload='auto') saves and offloads)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Remat:
     offload: Literal["none", "auto", "all"] = "none"
     name: str = dataclasses.field(default="remat", init=False, repr=False)
     after_planning: ClassVar[bool] = True
+    decides: ClassVar[str] = DECISION
 
     def apply(self, program: Program) -> Program:
         """The program with a checkpoint region around each loop's body.

@@ -36,14 +36,15 @@ class Sequence:
       axis: of the mesh; positions of the batch are to be sharded over it.
       method: how; `auto` chooses for each attention.
       balance: zig-zag chunks where attention is causal, so that all devices have as much to do.
-      block: the greatest side of a tile of scores, in positions.
+      block: the greatest side of a tile of scores, in positions; tiles of chunks shorter than eight
+        times that are smaller, down to 512.
       inner: the work of one tile.
     """
 
     axis: str = "seq"
     method: Literal["auto", "ring", "bidirectional", "ulysses", "heads"] = "auto"
     balance: bool = True
-    block: int = 512
+    block: int = 1024
     inner: Block = dataclasses.field(default_factory=JnpBlock, repr=False)
     name: str = dataclasses.field(default="sequence", init=False, repr=False)
     after_planning: ClassVar[bool] = True

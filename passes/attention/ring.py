@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from passes.attention.arrays import (
     Arrays,
-    add_rows,
     both_dims,
     cut,
     key_dims,
@@ -263,43 +262,15 @@ class Ring:
 
     def _forward(self, queries: Side, keys: Side, arrays: Arrays, met: Met, state: State) -> State:
         pair = self._pair(queries, keys, arrays, met)
-        rows = pair.arrays.queries[0].shape[self.attention.query_dim]
-        before = self.tiles.state_rows(state, met[0] * rows, rows)
-        after = self._if_visible(pair, lambda before: self.tiles.forward(pair, before), before)
-        return self.tiles.with_rows(state, after, met[0] * rows)
+        return self._if_visible(pair, functools.partial(self.tiles.forward, pair), state)
 
     def _backward(
         self, queries: Side, keys: Side, arrays: Arrays, saved: Saved, met: Met, total: Arrays
     ) -> Arrays:
-        a = self.attention
         pair = self._pair(queries, keys, arrays, met)
-        rows = pair.arrays.queries[0].shape[a.query_dim]
-        columns = pair.arrays.keys[0].shape[a.key_dim]
-        own = self.tiles.saved_rows(saved, met[0] * rows, rows)
-
-        def add(total: Arrays) -> Arrays:
-            found = self.tiles.backward(pair, own)
-            at = (met[0] * rows, met[1] * columns)
-            return self._add(total, found, at, pair.starts[a.steps.key])
-
-        return self._if_visible(pair, add, total)
-
-    def _add(self, total: Arrays, found: Arrays, at: tuple[Any, Any], column: Any) -> Arrays:
-        a = self.attention
-        both = []
-        for whole, part, dims in zip(total.both, found.both, both_dims(a), strict=True):
-            if whole is not None:
-                start = [jnp.zeros((), jnp.int32)] * whole.ndim
-                start[dims[0]] = jnp.asarray(at[0], jnp.int32)
-                start[dims[1]] = jnp.asarray(column, jnp.int32)
-                whole = jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), start)
-            both.append(whole)
-        return Arrays(
-            add_rows(total.queries, found.queries, query_dims(a), at[0]),
-            add_rows(total.keys, found.keys, key_dims(a), at[1]),
-            tuple(both),
-            _added(total.neither, found.neither),
-        )
+        rows = pair.arrays.queries[0].shape[self.attention.query_dim]
+        own = self.tiles.saved_rows(saved, pair.at[0], rows)
+        return self._if_visible(pair, functools.partial(self.tiles.backward, pair, own), total)
 
     def _pair(self, queries: Side, keys: Side, arrays: Arrays, met: Met) -> Pair:
         a, (one, other, apart) = self.attention, met
@@ -322,6 +293,7 @@ class Ring:
                 arrays.neither,
             ),
             starts,
+            (one * rows, other * columns),
             apart,
         )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from passes.attention.arrays import (
     key_dims,
     put,
     query_dims,
-    sums,
 )
 from passes.attention.block import Block, Saved, State
 from passes.attention.pattern import Attention
@@ -32,6 +31,11 @@ def tile_size(length: int, most: int) -> int:
     return below if 4 * below >= most else min(d for d in divisors if d > most)
 
 
+# A tile is at most one part in so many of a chunk's side, so that its scores stay small beside what
+# a device holds, but at least so long: below, what an operation costs in any case outweighs it.
+_PARTS, _LEAST = 8, 512
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A chunk of queries and a chunk of keys.
@@ -39,12 +43,14 @@ class Pair:
     Attributes:
       arrays: their rows; of `both`, rows and columns.
       starts: position of the first query, key (and head), by the scores' dimension.
+      at: the first query's row and the first key's among all rows that are computed on.
       apart: position of the first query less that of the first key, where it is known when the
         program is compiled; then tiles outside of the band are left out.
     """
 
     arrays: Arrays
     starts: Mapping[int, Any]
+    at: tuple[Any, Any]
     apart: int | None = None
 
 
@@ -55,7 +61,7 @@ class Tiles:
     Attributes:
       attention: which.
       block: the work of one tile.
-      most: the greatest number of positions along the side of a tile.
+      most: the greatest number of positions along the side of a tile (fewer of short chunks).
     """
 
     attention: Attention
@@ -63,43 +69,48 @@ class Tiles:
     most: int
 
     def forward(self, pair: Pair, state: State) -> State:
-        """The state of a chunk of queries after a chunk of keys."""
+        """The state, its rows of these queries after a chunk of keys."""
         sizes = self._sizes(pair)
         places = self._places(pair, sizes)
-        if len(places) == 1 and sizes == self._lengths(pair):
-            return self.block.forward(self.attention, pair.arrays, pair.starts, state)
 
         def step(state: State, place: Any) -> tuple[State, None]:
             arrays, starts = self._tile(pair, sizes, place)
-            at = place[0] * sizes[0]
+            at = pair.at[0] + place[0] * sizes[0]
             part = self.state_rows(state, at, sizes[0])
             new = self.block.forward(self.attention, arrays, starts, part)
             return self.with_rows(state, new, at), None
 
-        if not places:
-            return state
-        state, _ = jax.lax.scan(step, state, jnp.asarray(np.array(places, np.int32)))
-        return state
+        return self._over(places, step, state)
 
-    def backward(self, pair: Pair, saved: Saved) -> Arrays:
-        """Gradients of the chunks, in float32 or wider."""
+    def backward(self, pair: Pair, saved: Saved, total: Arrays) -> Arrays:
+        """Sums of gradients, in float32 or wider, with those of a pair of chunks added.
+
+        Args:
+          pair: the chunks.
+          saved: of the chunk of queries.
+          total: sums for all rows that are computed on; of `both`, with a column for each key of
+            the sequence.
+        """
         sizes = self._sizes(pair)
         places = self._places(pair, sizes)
-        given = pair.arrays
-        zeros = Arrays(sums(given.queries), sums(given.keys), sums(given.both), sums(given.neither))
 
         def step(total: Arrays, place: Any) -> tuple[Arrays, None]:
             arrays, starts = self._tile(pair, sizes, place)
             rows = self.saved_rows(saved, place[0] * sizes[0], sizes[0])
             found = self.block.backward(self.attention, arrays, starts, rows)
-            return self._added(total, found, place, sizes), None
+            at = tuple(
+                first + n * size for first, n, size in zip(pair.at, place, sizes, strict=True)
+            )
+            return self._added(total, found, at, starts[self.attention.steps.key]), None
 
+        return self._over(places, step, total)
+
+    def _over(self, places: list[tuple[int, int]], step: Callable[..., Any], carry: Any) -> Any:
+        if len(places) == 1:
+            return step(carry, places[0])[0]
         if not places:
-            return zeros
-        if len(places) == 1 and sizes == self._lengths(pair):
-            return step(zeros, (0, 0))[0]
-        total, _ = jax.lax.scan(step, zeros, jnp.asarray(np.array(places, np.int32)))
-        return total
+            return carry
+        return jax.lax.scan(step, carry, jnp.asarray(np.array(places, np.int32)))[0]
 
     def _lengths(self, pair: Pair) -> tuple[int, int]:
         a = self.attention
@@ -107,7 +118,10 @@ class Tiles:
 
     def _sizes(self, pair: Pair) -> tuple[int, int]:
         queries, keys = self._lengths(pair)
-        return tile_size(queries, self.most), tile_size(keys, self.most)
+        return self._side(queries), self._side(keys)
+
+    def _side(self, length: int) -> int:
+        return tile_size(length, min(self.most, max(length // _PARTS, _LEAST)))
 
     def _places(self, pair: Pair, sizes: tuple[int, int]) -> list[tuple[int, int]]:
         counts = [n // s for n, s in zip(self._lengths(pair), sizes, strict=True)]
@@ -161,14 +175,13 @@ class Tiles:
         arrays = (saved.cotangent, saved.greatest, saved.total, saved.inner)
         return Saved(*cut(arrays, (wide, row, row, row), at, size))
 
-    def _added(self, total: Arrays, found: Arrays, place: Any, sizes: tuple[int, int]) -> Arrays:
+    def _added(self, total: Arrays, found: Arrays, at: tuple[Any, ...], column: Any) -> Arrays:
         a = self.attention
-        at = [place[0] * sizes[0], place[1] * sizes[1]]
         both = []
         for whole, part, dims in zip(total.both, found.both, both_dims(a), strict=True):
             if whole is not None:
                 start: list[Any] = [0] * whole.ndim
-                start[dims[0]], start[dims[1]] = at
+                start[dims[0]], start[dims[1]] = at[0], column
                 start = [jnp.asarray(x, jnp.int32) for x in start]
                 whole = jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), start)
             both.append(whole)

@@ -60,8 +60,8 @@ def _forward(
     """(what leaves the chunk, the layers' inputs [slots, ...] each if they are to be kept)."""
 
     def one(x: list[Any], place: Any) -> tuple[list[Any], list[Any]]:
-        slices = [_at(stack, place) for stack in values.stacks]
-        y = _layer(segments, layout, _at(values.layers, place), slices, values.constants, x)
+        layer, slices = _slot(values, place)
+        y = _layer(segments, layout, layer, slices, values.constants, x)
         return y, x if keeps else []
 
     return lax.scan(one, list(x), _places(layout, chunk))
@@ -90,8 +90,7 @@ def layers_backward(
     def one(carry: Any, kept: Any) -> tuple[Any, None]:
         given, sums = carry
         place, x = kept
-        slices = [_at(stack, place) for stack in values.stacks]
-        layer = _at(values.layers, place)
+        layer, slices = _slot(values, place)
 
         def run(slices: Arrays, constants: Arrays, x: Arrays) -> list[Any]:
             return _layer(segments, layout, layer, slices, constants, x)
@@ -189,6 +188,11 @@ def _layer(
 def _places(layout: StageLayout, chunk: Any) -> Any:
     """int32[slots], where a chunk's slots are among the stage's."""
     return jnp.arange(layout.slots, dtype=jnp.int32) + chunk * layout.slots
+
+
+def _slot(values: StageValues, place: Any) -> tuple[Any, list[Any]]:
+    """(the layer in a slot of the stage, its slices of the stacks)."""
+    return _at(values.layers, place), [_at(stack, place) for stack in values.stacks]
 
 
 def _at(x: Any, place: Any) -> Any:

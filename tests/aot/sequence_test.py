@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks.sequence import Case, activation_bytes, outcome, waits
+from benchmarks.sequence import WAIT_BAR, Case, activation_bytes, exposed_s, outcome
 
 pytestmark = [
     pytest.mark.aot,
@@ -18,26 +18,21 @@ pytestmark = [
 ]
 
 
-def test_memory_falls_with_the_axis() -> None:
+def test_memory_falls_with_the_axis_and_long_chunks_hide_the_ring() -> None:
     cases = [Case("v5p:4x4x4", 64 // n, n, 1 << 17, "ring", causal=True) for n in (16, 64)]
-    few, many = (activation_bytes(outcome(case).memory) for case in cases)
-    assert many * 4 == pytest.approx(few, rel=0.1)
+    few, many = map(outcome, cases)
+    assert activation_bytes(many.memory) * 4 == pytest.approx(activation_bytes(few.memory), rel=0.1)
+    ring = [c for c in few.timeline.collectives if c.kind == "collective-permute"]
+    assert exposed_s(few) < 0.1 * sum(c.seconds for c in ring)
 
 
-def test_both_ways_wait_less_than_one() -> None:
-    one = Case("v5p:4x4x8", 16, 8, 4096, "ring", causal=False, heads=8)
-    (one_way, _), (both_ways, found) = (
-        waits(one),
-        waits(dataclasses.replace(one, method="bidirectional")),
-    )
-    assert "became bidirectional" in found.note
-    assert 0 < both_ways <= 0.6 * one_way
-    links = {c.kind for c in found.timeline.collectives}
+@pytest.mark.parametrize("causal", [False, True])
+def test_both_ways_wait_less_than_one_and_take_less_time(causal: bool) -> None:
+    one = Case("v5p:4x4x8", 16, 8, 8192 if causal else 4096, "ring", causal=causal, heads=8)
+    one_way, both_ways = map(outcome, (one, dataclasses.replace(one, method="bidirectional")))
+    assert "became bidirectional" in both_ways.note
+    assert ("zig-zag" in both_ways.note) == causal
+    assert 0 < exposed_s(both_ways) <= WAIT_BAR * exposed_s(one_way)
+    assert both_ways.timeline.step_s < one_way.timeline.step_s
+    links = {c.kind for c in both_ways.timeline.collectives}
     assert links == {"collective-permute", "all-reduce"}  # the latter is of the loss
-
-
-def test_long_chunks_hide_the_ring() -> None:
-    """Keys and values travel while a chunk is computed, which takes longer."""
-    _, found = waits(Case("v5p:4x4x4", 16, 4, 1 << 15, "ring", causal=False))
-    ring = [c for c in found.timeline.collectives if c.kind == "collective-permute"]
-    assert sum(c.exposed_s for c in ring) < 0.1 * sum(c.seconds for c in ring)

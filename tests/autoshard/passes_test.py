@@ -1,4 +1,7 @@
-"""`autoshard.compile(passes=...)`: the same training, another program."""
+"""`autoshard.compile(passes=...)`: the same training, another program.
+
+Gradients of each pair of passes, on each family, are compared in `pass_pairs_test.py`.
+"""
 
 import dataclasses
 import functools
@@ -67,21 +70,9 @@ def plainly(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
     return trained(name, None)
 
 
-FAMILIES = ("gpt2_tiny", "llama3_tiny", "vit_tiny", "mixtral_tiny", "t5_tiny")
-COMBINATIONS = ("stack_layers", "simplify, stack_layers, microbatch(count=2)", "constrain")
-
-
-@pytest.mark.parametrize(
-    ("name", "passes"),
-    [(name, COMBINATIONS[1]) for name in FAMILIES]
-    + [
-        (FAMILIES[0], COMBINATIONS[0]),
-        (FAMILIES[3], COMBINATIONS[0]),
-        (FAMILIES[1], COMBINATIONS[2]),
-    ],
-)
-def test_training_is_the_same(name: str, passes: str) -> None:
-    losses, params = trained(name, passes)
+@pytest.mark.parametrize("name", ["gpt2_tiny", "t5_tiny"])
+def test_training_is_the_same(name: str) -> None:
+    losses, params = trained(name, "simplify, stack_layers, microbatch(count=2)")
     expected, others = plainly(name)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     assert params.keys() == others.keys()
@@ -275,28 +266,8 @@ def test_order_of_passes() -> None:
     assert [p.name for p in split.after] == ["constrain", "microbatch"]
 
 
-@pytest.mark.parametrize(
-    ("passes", "mesh", "message"),
-    [
-        ("sequence, microbatch(count=2)", "data=2,seq=4", "put microbatch before sequence"),
-        (
-            "stack_layers, sequence, pipeline(microbatches=2)",
-            "stage=2,seq=4",
-            "does not work inside stages yet: leave one of the two out",
-        ),
-    ],
-)
-def test_pairs_that_cannot_be_combined_say_so(passes: str, mesh: str, message: str) -> None:
-    spec = spec_of("gpt2_tiny")
-    with pytest.raises(PassError, match=message):
-        autoshard.compile(spec.build(), mesh, batch=batch_of(spec), passes=passes)
-
-
-PAIRS = (
-    ("microbatch(count=2), remat(budget_bytes=100000)", "data=4,model=2"),
-    ("microbatch(count=2), sequence(method='bidirectional')", "data=2,seq=4"),
-    ("sequence(method='ring'), remat(policy='full')", "data=2,seq=4"),
-    ("constrain, remat, pipeline(microbatches=4)", "stage=2,data=2,model=2"),
+SEVERAL = (
+    ("microbatch(count=2), sequence(method='bidirectional'), remat", "data=2,seq=4"),
     (
         "microbatch(count=4), remat(policy='full'), "
         "pipeline(schedule='zero_bubble', microbatches=4)",
@@ -305,9 +276,8 @@ PAIRS = (
 )
 
 
-@pytest.mark.parametrize(("passes", "mesh"), PAIRS)
-def test_pairs_train_the_same(passes: str, mesh: str) -> None:
-    """Each pass is tried on every family by its own tests; these are pairs, through compile."""
+@pytest.mark.parametrize(("passes", "mesh"), SEVERAL)
+def test_several_train_the_same(passes: str, mesh: str) -> None:
     spec = spec_of("llama3_tiny")
     batch = batch_of(spec)
     model = autoshard.compile(

@@ -16,7 +16,6 @@ from passes.errors import PassError
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import Checks, run_passes
 from passes.program import Program
-from passes.stack_layers import StackLayers
 from tests.passes import programs
 
 ROWS = 8
@@ -27,26 +26,11 @@ def accumulated(program: Program, count: int) -> Program:
     return result
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides"),
-    [
-        ("gpt2_tiny", {}),
-        ("llama3_tiny", {"scan_layers": True, "remat": "full"}),
-        ("vit_tiny", {}),
-        ("mixtral_tiny", {}),
-        ("t5_tiny", {}),
-    ],
-)
-def test_zoo(name: str, overrides: dict[str, Any]) -> None:
-    program = programs.of_spec(name, ROWS, **overrides)
+def test_a_model_with_loops_and_regions() -> None:
+    """The families of the zoo are in `tests/autoshard/pass_pairs_test.py`."""
+    program = programs.of_spec("llama3_tiny", ROWS, scan_layers=True, remat="full")
     after = accumulated(program, 4)
     assert after.split is not None
-    programs.assert_same(program, after)
-
-
-def test_after_stacking() -> None:
-    program = programs.of_spec("gpt2_tiny", ROWS, num_layers=4)
-    after, _ = run_passes(program, [StackLayers(), Microbatch(2)])
     programs.assert_same(program, after)
 
 
@@ -148,6 +132,18 @@ def rooted(params: Any, batch: Any) -> Any:
     return jnp.sqrt(jnp.sum(jnp.square(batch["x"] @ params["w"])))
 
 
+def cast(params: Any, batch: Any) -> Any:
+    return jnp.sum(batch["x"] @ params["w"]).astype(jnp.int32).astype(jnp.float32)
+
+
+def halved(params: Any, batch: Any) -> Any:
+    return jax.lax.div(jnp.sum(jnp.argmax(batch["x"] @ params["w"], axis=-1)), 2) * 1.0
+
+
+def one_more(params: Any, batch: Any) -> Any:
+    return (jnp.sum(jnp.argmax(batch["x"] @ params["w"], axis=-1)) + 1) * 1.0
+
+
 def ranked(params: Any, batch: Any) -> Any:
     return jnp.sum(jnp.sort(batch["x"] @ params["w"], axis=0)[0])
 
@@ -159,6 +155,9 @@ def ranked(params: Any, batch: Any) -> Any:
         (products, "every row of the batch is multiplied with every other"),
         (rooted, "sqrt is not linear"),
         (ranked, "sort along the rows"),
+        (cast, "convert_element_type is not linear"),
+        (halved, "div is not linear"),
+        (one_more, "add adds an integer"),
     ],
 )
 def test_rows_that_meet_are_refused(loss: Any, message: str) -> None:

@@ -86,6 +86,40 @@ def test_passes_are_applied_in_order_and_report() -> None:
     assert value == pytest.approx(6 * plain)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ruled:
+    """A pass that computes the gradient by a rule of its own."""
+
+    name: str = "ruled"
+
+    def apply(self, program: Program) -> Program:
+        def rule(inputs: Any, wrt: Any, gathers: Any) -> tuple[list[Any], list[Any]]:
+            return list(ir.as_function(program.jaxpr)(*inputs)), [inputs[i] for i in wrt]
+
+        return dataclasses.replace(program, gradient=rule)
+
+
+def test_a_change_that_the_gradient_would_not_follow_is_refused() -> None:
+    program, _ = run_passes(simple(), [Scaled(), Ruled()])
+    assert program.gradient is not None
+    with pytest.raises(PassError, match=r"'scaled': the gradient is .* put scaled first"):
+        run_passes(simple(), [Ruled(), Scaled()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Deciding(Scaled):
+    """A pass that decides something alone."""
+
+    decides: str = "the scale"
+
+
+def test_two_passes_that_decide_the_same_are_refused() -> None:
+    run_passes(simple(), [Deciding(), Scaled()])
+    message = r"'second': it decides the scale, as 'first' does before it.*leave one of the two out"
+    with pytest.raises(PassError, match=message):
+        run_passes(simple(), [Deciding(name="first"), Deciding(name="second")])
+
+
 def test_comparison_blames_a_pass_that_changes_values() -> None:
     run_passes(simple(), [Scaled(1.0)], Checks(compare=True))
     with pytest.raises(PassError, match="'scaled': it broke the program: output 'loss' differs by"):

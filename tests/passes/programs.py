@@ -1,6 +1,7 @@
 """Programs of small models, and what they compute of the same random data."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,12 @@ from passes import ir
 from passes.accumulate import accumulated
 from passes.compare import random_inputs
 from passes.program import Leaf, Program, Role
+
+# Options of the CPU compiler: code that runs once need not be fast, and this takes half the time.
+FAST: dict[str, str | bool] = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
 
 
 def of_model(model: Any, batch: Any, loss: Any = default_loss, train: bool = True) -> Program:
@@ -45,12 +52,16 @@ def of_function(function: Any, params: Any, batch: Any) -> Program:
     return Program("function", jaxpr, tuple(leaves), ("loss",))
 
 
-def loss_and_gradients(program: Program, seed: int = 0) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss, and gradients by the user's own paths, on random data (`compare.random_inputs`).
+def loss_and_gradients(
+    program: Program, drawn: Mapping[str, Any] | None = None
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss, and gradients by the user's own paths, by the program's gradient rule if it has one.
 
-    By the program's gradient rule where it has one.
+    Args:
+      program: the program.
+      drawn: inputs as `compare.random_inputs` draws them, which is the default.
     """
-    drawn = random_inputs(program, seed)
+    drawn = random_inputs(program) if drawn is None else drawn
     inputs = []
     for leaf in program.whole_inputs:
         own = [drawn[f"{leaf.role.value}/{path}"] for path in leaf.parts or (leaf.path,)]
@@ -73,7 +84,8 @@ def loss_and_gradients(program: Program, seed: int = 0) -> tuple[float, dict[str
         return outputs[0], gradients
 
     ruled = program.gradient is not None or program.split is not None
-    value, gradients = jax.jit(by_rule if ruled else by_autodiff)(*inputs)
+    lowered = jax.jit(by_rule if ruled else by_autodiff).lower(*inputs)
+    value, gradients = lowered.compile(FAST)(*inputs)
     found = {}
     for i, gradient in zip(wrt, gradients, strict=True):
         leaf = program.whole_inputs[i]

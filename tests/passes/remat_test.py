@@ -118,8 +118,7 @@ def test_a_large_budget_repeats_no_product() -> None:
     ("name", "overrides"),
     [
         ("gpt2_tiny", {"num_layers": 4, "dropout_rate": 0.1}),
-        ("mixtral_tiny", {"num_layers": 4}),
-        ("t5_tiny", {"num_layers": 6}),
+        ("t5_tiny", {"num_layers": 5}),
     ],
 )
 def test_stacked_models_keep_loss_and_gradients(name: str, overrides: dict[str, Any]) -> None:
@@ -211,10 +210,9 @@ def test_a_derivative_that_reads_its_result_reads_the_saved_one(kind: str) -> No
     assert sum(eqn.primitive.name == dear for eqn in eqns) == 1  # not again in the backward pass
 
 
-@pytest.mark.parametrize("budget_mib", [0.1, 100])
-def test_microbatches_keep_what_was_chosen(budget_mib: float) -> None:
+def test_microbatches_keep_what_was_chosen() -> None:
     before = llama()
-    after, _ = run_passes(before, [Remat(budget_bytes=budget_mib * MIB), Microbatch(count=3)])
+    after, _ = run_passes(before, [Remat(budget_bytes=0.1 * MIB), Microbatch(count=3)])
     programs.assert_same(before, after)
 
 
