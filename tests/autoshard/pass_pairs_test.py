@@ -154,7 +154,7 @@ def planned(
     traced = traced_model(family, scanned)
     rewritten = rewrite(traced, Passes(before, (), Checks()), optax.sgd(0.1))
     target, wishes = resolve(mesh[0]), planning.Wishes(rule_sets.parse(mesh[1]), pins=pins)
-    plan = planning.make(rewritten.traced.program, target, wishes, lambda layout: 0)
+    plan = next(planning.make(rewritten.traced.program, target, wishes, lambda layout: 0)).plan
     return Planned(rewritten, plan, target.mesh(plan.mesh), target.machine(plan.mesh))
 
 

@@ -220,7 +220,7 @@ def test_nnx_metadata() -> None:
     ("rules", "message"),
     [
         ("redko", "unknown rule set 'redko'; did you mean redco"),
-        (["auto", "zero1"], "use it alone"),
+        (["auto", "zero1"], "chooses the ZeRO stage itself"),
         ([], "no rule set given"),
         ([3], "3 is not a rule"),
         ([("embed", "pipe")], "names mesh axis 'pipe', and the mesh has data, model"),
