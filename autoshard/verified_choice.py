@@ -77,36 +77,34 @@ def choose(
       PlanError: none fits by the compiler, or none could be compiled.
     """
     done: list[_Compiled] = []
+    tried: set[object] = set()
     refused: list[str] = []
     ratio = 1.0
     for turn in range(_ROUNDS):
-        share = max(1, count // 2) if turn == 0 else count - len(done)
-        if turn and any(_fits(x, limit_bytes) for x in done) and share < 1:
-            break
-        for candidate in _new(search(ratio), done, max(1, share)):
+        share = max(1, count // 2 if turn == 0 else count - len(done))
+        for candidate in _new(search(ratio), tried, share):
             _say_start(options, candidate, len(done))
             try:
                 done.append(_Compiled(candidate, compile_one(candidate)))
             except (CompileError, PassError) as error:
                 refused.append(str(error))
+                options.say(f"  refused: {error}")
                 continue
             _say_end(options, done[-1])
-        fitting = [x for x in done if _fits(x, limit_bytes)]
+        fits = any(_fits(x, limit_bytes) for x in done)
         new = max((x.ratio for x in done), default=1.0)
-        if len(done) >= count and fitting:
-            break
-        if turn and abs(new / ratio - 1) < _OFF and fitting:
+        if fits and (len(done) >= count or (turn and abs(new / ratio - 1) < _OFF)):
             break
         ratio = new
     return _chosen(done, refused, limit_bytes)
 
 
-def _new(candidates: Iterator[Candidate], done: list[_Compiled], count: int) -> Iterator[Candidate]:
-    known = {(x.candidate.plan.layout, x.candidate.passes) for x in done}
+def _new(candidates: Iterator[Candidate], tried: set[object], count: int) -> Iterator[Candidate]:
+    """Up to `count` candidates that were not tried before."""
     for candidate in candidates:
-        if count < 1:
-            return
-        if (candidate.plan.layout, candidate.passes) not in known:
+        key = (candidate.plan.layout, candidate.passes)
+        if count and key not in tried:
+            tried.add(key)
             count -= 1
             yield candidate
 
