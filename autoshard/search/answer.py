@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from autoshard.search.decision import AS_WRITTEN
 from autoshard.search.evaluate import Evaluated
 from autoshard.search_record import RunnerUp, SearchRecord
 
@@ -30,21 +31,25 @@ class Answer:
     def finalists(self, count: int) -> tuple[Evaluated, ...]:
         """The best `count` that fit and differ in what the estimate can tell apart.
 
-        What is compiled to be compared should differ: the second is the best of those that save
-        something else than the first (the estimate is least sure of what the compiler makes of
-        that), and a layout's second choice of what is saved stands behind other layouts.
+        What is compiled to be compared should differ, and the estimate is least sure of what the
+        compiler makes of what is saved. So after the best come the best that saves what the model
+        was written to save, and the best that saves something else again; and a layout's further
+        choices of what is saved stand behind other layouts.
         """
         distinct = self._distinct()
+        kinds = dict.fromkeys(one.decision.memory.remat for one in distinct)
+        wanted = sorted(kinds, key=lambda kind: kind == AS_WRITTEN, reverse=True)
         first = distinct[:1]
-        other = [x for x in distinct if x.decision.memory.remat != first[0].decision.memory.remat]
+        for kind in [k for k in wanted if k != first[0].decision.memory.remat][:2] if first else []:
+            first.append(next(x for x in distinct if x.decision.memory.remat == kind))
         turns: dict[object, int] = {}
         later: list[tuple[int, int, Evaluated]] = []
         for place, one in enumerate(distinct):
             turn = turns[_layout(one)] = turns.get(_layout(one), -1) + 1
-            if one not in first + other[:1]:
+            if one not in first:
                 later.append((place + _LATER * turn, place, one))
         rest = [one for _, _, one in sorted(later, key=lambda x: x[:2])]
-        return tuple([*first, *other[:1], *rest][:count])
+        return tuple([*first, *rest][:count])
 
     def _distinct(self) -> list[Evaluated]:
         seen: set[object] = set()

@@ -3,13 +3,13 @@
 import dataclasses
 
 from autoshard.errors import AutoshardError, PlanError
+from autoshard.explain import format_bytes
 from autoshard.memory import MemoryEstimate
 from autoshard.search.decision import MemoryChoice
 from autoshard.search.evaluate import Evaluated, Evaluator
 from autoshard.search.question import Question
 from passes.program import Role
 
-_GIB = 2**30
 _PARTS = {
     "parameters_bytes": "parameters",
     "optimizer_bytes": "optimizer state",
@@ -52,12 +52,12 @@ def check_fits(question: Question, ranked: tuple[Evaluated, ...]) -> None:
     )
     rules = "+".join(rule.name for rule in least.rules)
     ways = [w for w in remedies(question, least) if w.memory_bytes <= limit]
-    advice = "; ".join(f"{w.change} ({_gib(w.memory_bytes)}, {w.price})" for w in ways)
+    advice = "; ".join(f"{w.change} ({format_bytes(w.memory_bytes)}, {w.price})" for w in ways)
     raise PlanError(
         f"no layout of {question.subject.analysis.program.name} fits {limit} bytes "
-        f"({_gib(limit)}) a device: the least is an estimated {memory.total_bytes} bytes "
-        f"({_gib(memory.total_bytes)}) with rules {rules} on mesh ({least.decision.shape}), of "
-        f"which {part} are {_gib(size)}. "
+        f"({format_bytes(limit)}) a device: the least is an estimated {memory.total_bytes} bytes "
+        f"({format_bytes(memory.total_bytes)}) with rules {rules} on mesh "
+        f"({least.decision.shape}), of which {part} are {format_bytes(size)}. "
         + (f"What would fit: {advice}" if advice else _nothing(limit))
     )
 
@@ -151,7 +151,3 @@ def _smaller_batch(question: Question, least: Evaluated) -> list[Remedy]:
                 Remedy(f"a batch of {rows // parts}", size, f"1/{parts} of the rows a step")
             )
     return found
-
-
-def _gib(size_bytes: float) -> str:
-    return f"{size_bytes / _GIB:.2f} GiB"
