@@ -118,9 +118,10 @@ class Tiles:
 
     def _sizes(self, pair: Pair) -> tuple[int, int]:
         queries, keys = self._lengths(pair)
-        return self._side(queries), self._side(keys)
+        return self.side(queries), self.side(keys)
 
-    def _side(self, length: int) -> int:
+    def side(self, length: int) -> int:
+        """Positions along the side of a tile of a chunk so long."""
         return tile_size(length, min(self.most, max(length // _PARTS, _LEAST)))
 
     def _places(self, pair: Pair, sizes: tuple[int, int]) -> list[tuple[int, int]]:

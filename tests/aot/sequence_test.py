@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def test_memory_falls_with_the_axis_and_long_chunks_hide_the_ring() -> None:
-    cases = [Case("v5p:4x4x4", 64 // n, n, 1 << 17, "ring", causal=True) for n in (16, 64)]
+    cases = [Case("v5p:4x4x4", 64 // n, n, 1 << 18, "ring", True, heads=1) for n in (16, 64)]
     few, many = map(outcome, cases)
     assert activation_bytes(many.memory) * 4 == pytest.approx(activation_bytes(few.memory), rel=0.1)
     ring = [c for c in few.timeline.collectives if c.kind == "collective-permute"]

@@ -163,6 +163,21 @@ def test_on_slow_links_both_ways_win_over_one_and_wait_half() -> None:
     assert one.waits_s == pytest.approx(7 * (2 * array + backward) / 1e3, rel=0.01)
 
 
+def test_auto_goes_both_ways_only_where_one_way_waits() -> None:
+    slow, quick = ways("causal", 8, length=64, rate=1e3), ways("causal", 8, 1 << 15, rate=1e13)
+    assert next(iter(slow)) == "bidirectional"
+    # Keys and values go forward, 7 steps, or 4 both ways; backward query, cotangent, gradient and
+    # three numbers a row, 7 steps or as many halves. Halves of four arrays swap there and back for
+    # the zig-zag, two on a link.
+    array, rows = 4 * 2 * 8 * 4 * 4, 4 * 2 * 8 * 4
+    backward, swap = 3 * array + 3 * rows, 2 * 4 * array
+    one, both = 7 * 2 * array + 7 * backward + swap, 4 * 2 * array + 7 * backward / 2 + swap
+    assert slow["ring"].waits_s == pytest.approx(one / 1e3, rel=0.01)
+    assert slow["bidirectional"].waits_s == pytest.approx(both / 1e3, rel=0.01)
+    assert next(iter(quick)) == "ring"
+    assert quick["bidirectional"].seconds == quick["ring"].seconds
+
+
 def test_heads_are_chosen_where_they_move_less() -> None:
     found = ways("none", 4, length=64, rate=1e6)
     assert min(found.values(), key=lambda c: c.seconds).name in ("ulysses", "heads")
@@ -174,6 +189,14 @@ def test_tiles_divide(length: int, most: int) -> None:
     size = tile_size(length, most)
     assert length % size == 0
     assert size <= most or all(length % d for d in range(-(-most // 4), most + 1))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "most", "side"),
+    [(256, 1024, 256), (2048, 1024, 512), (8192, 1024, 1024), (1 << 16, 1024, 1024), (8192, 4, 4)],
+)
+def test_tiles_are_an_eighth_of_a_chunk_within_limits(chunk: int, most: int, side: int) -> None:
+    assert Tiles(attention(), JnpBlock(), most).side(chunk) == side
 
 
 def test_a_causal_chunk_skips_tiles_ahead() -> None:
