@@ -8,8 +8,10 @@ print(compiled.plan.explain())
 
 from autoshard import rule_sets as rules
 from autoshard.api import compile, default_optimizer
+from autoshard.cache_transfer import CacheTransfer, cache_transfer
 from autoshard.checkpoint import Checkpointer
 from autoshard.compiled_function import CompiledFunction
+from autoshard.compiled_inference import CompiledInference
 from autoshard.compiled_model import CompiledModel
 from autoshard.errors import (
     AutoshardError,
@@ -24,6 +26,7 @@ from autoshard.errors import (
     RuleError,
     UnmodelledError,
 )
+from autoshard.inference import InferenceShape
 from autoshard.mesh_shape import MeshShape
 from autoshard.plan import Plan
 from autoshard.precision import Precision
@@ -35,11 +38,14 @@ from autoshard.topology import Topology
 __all__ = [
     "AutoshardError",
     "BatchError",
+    "CacheTransfer",
     "CheckpointError",
     "Checkpointer",
     "CompiledFunction",
+    "CompiledInference",
     "CompiledModel",
     "DeviceError",
+    "InferenceShape",
     "LossError",
     "MeshError",
     "MeshShape",
@@ -54,6 +60,7 @@ __all__ = [
     "Topology",
     "TrainState",
     "UnmodelledError",
+    "cache_transfer",
     "compile",
     "default_optimizer",
     "rules",

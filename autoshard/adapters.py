@@ -25,6 +25,9 @@ _TRAIN_FLAGS: dict[str, Callable[[bool], bool]] = {
 
 AxisNames = tuple[str | tuple[str, ...] | None, ...]
 
+# What a model offers that can be planned for inference (docs/inference.md).
+CACHE_METHODS = ("init_cache", "prefill", "decode")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelFunctions:
@@ -37,6 +40,9 @@ class ModelFunctions:
       apply: (params, model_state, rng, batch, train) -> (outputs, new model_state).
       axis_names: (rng, batch) -> for each annotated parameter path, the names of its dimensions.
       initial: (params, model_state) when the user handed over a model that is already built.
+      methods: those of `CACHE_METHODS` that the model has.
+      init_cache: (batch_size, capacity) -> an empty cache.
+      call: (method, params, model_state, *arguments) -> what `prefill` or `decode` returns.
     """
 
     name: str
@@ -45,6 +51,23 @@ class ModelFunctions:
     apply: Callable[[Any, Any, Any, Any, bool], tuple[Any, Any]]
     axis_names: Callable[[Any, Any], Mapping[str, AxisNames]]
     initial: tuple[Any, Any] | None = None
+    methods: frozenset[str] = frozenset()
+    init_cache: Callable[[int, int], Any] | None = None
+    call: Callable[..., Any] | None = None
+
+    def check_decodes(self) -> None:
+        """Raises ModelError unless the model has the methods of a decoder with a cache."""
+        missing = [name for name in CACHE_METHODS if name not in self.methods]
+        if missing:
+            raise ModelError(
+                f"{self.name} has no method {', '.join(missing)}, so it cannot be planned for "
+                "prefill or decode: docs/inference.md says what init_cache, prefill and decode "
+                "take and return"
+            )
+
+
+def _cache_methods(model: Any) -> frozenset[str]:
+    return frozenset(name for name in CACHE_METHODS if callable(getattr(model, name, None)))
 
 
 def path_name(path: Any) -> str:
@@ -167,8 +190,14 @@ def _adapt_linen(model: linen.Module) -> ModelFunctions:
             if is_box(leaf)
         }
 
+    def call(method: str, params: Any, model_state: Any, *arguments: Any) -> Any:
+        return model.apply({"params": params, **model_state}, *arguments, method=method)
+
     shapes = functools.partial(jax.eval_shape, init)
-    return ModelFunctions(name, init, shapes, apply, axis_names)
+    return ModelFunctions(
+        name, init, shapes, apply, axis_names, None,
+        _cache_methods(model), getattr(model, "init_cache", None), call,
+    )  # fmt: skip
 
 
 def _nnx_names(state: Any) -> dict[str, AxisNames]:
@@ -230,9 +259,17 @@ def _nnx_functions(build: Callable[[Any], Any], initial: tuple[Any, Any] | None)
         del rng, batch
         return nnx.to_pure_dict(params_like), nnx.to_pure_dict(rest_like)
 
+    def call(method: str, params: Any, model_state: Any, *arguments: Any) -> Any:
+        with nnx.use_eager_sharding(False):
+            states = filled(params_like, params), filled(rest_like, model_state)
+            module = nnx.merge(graphdef, *states)
+            module.eval()
+            return getattr(module, method)(*arguments)
+
     return ModelFunctions(
-        name, init, shapes, apply, lambda rng, batch: _nnx_names(params_like), initial
-    )
+        name, init, shapes, apply, lambda rng, batch: _nnx_names(params_like), initial,
+        _cache_methods(abstract), getattr(abstract, "init_cache", None), call,
+    )  # fmt: skip
 
 
 def _adapt_nnx_builder(model: Callable[..., Any]) -> ModelFunctions:

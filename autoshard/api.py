@@ -16,10 +16,11 @@ from typing import Any, Literal
 import optax
 from flax import linen
 
-from autoshard import rule_sets
+from autoshard import inference, rule_sets
 from autoshard.adapters import adapt, is_model
 from autoshard.apply_passes import Passes
 from autoshard.compiled_function import CompiledFunction
+from autoshard.compiled_inference import CompiledInference, InferenceRecipe
 from autoshard.compiled_model import CompiledModel
 from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
@@ -33,7 +34,7 @@ from autoshard.target import resolve
 from passes.pass_pipeline import Checks
 from passes.program import Role
 
-TASKS = ("train", "eval")
+TASKS = ("train", "eval", *inference.TASKS)
 
 
 def default_optimizer(
@@ -70,6 +71,23 @@ def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
             "to use the plan's, or plan again"
         )
     return chosen
+
+
+def _check_inference(
+    model: Any, task: str, loss: Any, optimizer: Any, passes: Passes, offload: str
+) -> None:
+    """Raises ModelError or PassError for what prefill and decode have no use for."""
+    if not is_model(model):
+        raise ModelError(
+            f"task={task!r} needs a Flax model with the methods of docs/inference.md, not "
+            f"{type(model).__name__}"
+        )
+    if loss is not None or optimizer is not None or offload != "none":
+        raise ModelError(f"task={task!r} has no loss, optimizer or offload=: leave them out")
+    if passes.records:
+        raise PassError(
+            f"passes rewrite a model's loss, and task={task!r} has none: leave passes out"
+        )
 
 
 def _check(model: Any, task: str, optimizer: Any, offload: str) -> None:
@@ -118,15 +136,19 @@ def compile(
       mesh: a `jax.sharding.Mesh`, a `Topology`, `"cpu:8"` (the planner picks the shape) or
         `"data=2,model=4"`. Axis names are free; the plan says what each is used for.
       batch: arrays or ShapeDtypeStructs of one global batch; for a plain function the tuple of its
-        arguments. Without it, planning waits for the first `init` or `step`.
+        arguments. Without it, planning waits for the first `init` or `step`. For `prefill` and
+        `decode` an `InferenceShape`.
       loss: (outputs, batch) -> scalar, or (scalar, dict of scalars). Default: next-token or
         classification cross-entropy, by the shapes (`autoshard.losses.default_loss`).
       optimizer: any optax transformation; default `default_optimizer()`.
       rules: a rule set's name (`data`, `redco`, `zero1` to `zero3`, `logical`, `auto`), several
         joined by `+`, a `RuleSet`, a pair (dimension, axis), or a list of these.
-      task: `train`, or `eval` for a model without optimizer.
-      dtype: compute dtype (parameters are stored in float32), or a `Precision`.
-      donate: whether `step` reuses the memory of the state that it is given.
+      task: `train`, or `eval` for a model without optimizer; `prefill` or `decode` for one with a
+        cache (docs/inference.md).
+      dtype: compute dtype (parameters are stored in float32), or a `Precision`. For `prefill` and
+        `decode` parameters and cache are stored in it.
+      donate: whether `step` reuses the memory of the state that it is given, and `prefill` and
+        `decode` that of the cache.
       strict: raise where a primitive has no sharding rule or a rule could be applied only in part.
       plan: a `Plan`, or the path of a saved one, to use instead of planning.
       memory_limit_bytes: bytes that one device may hold; layouts estimated above it are not chosen.
@@ -143,7 +165,8 @@ def compile(
         rules that include `auto` only.
 
     Returns:
-      A `CompiledModel`, or a `CompiledFunction` for a plain function.
+      A `CompiledModel`; a `CompiledFunction` for a plain function; a `CompiledInference` for the
+      tasks `prefill` and `decode`.
 
     Raises:
       ModelError, MeshError, RuleError, BatchError, LossError, PlanError, PassError,
@@ -159,6 +182,12 @@ def compile(
         options = dataclasses.replace(options, choose_passes=True)
     chosen = _passes(passes, pass_checks, given)
     wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options)
+    if task in inference.TASKS:
+        _check_inference(model, task, loss, optimizer, chosen, offload)
+        shape = inference.as_shape(batch, task)
+        precision = Precision.of(dtype)
+        wanted = InferenceRecipe(adapt(model), target, wishes, precision, shape, donate)
+        return CompiledInference(wanted, given)
     if not is_model(model):
         if not callable(model):
             adapt(model)  # raises, naming what can be passed

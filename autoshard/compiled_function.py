@@ -9,14 +9,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from autoshard import planning
 from autoshard.compile_report import CompileReport
-from autoshard.compiling import compile_program
 from autoshard.errors import ModelError, PlanError
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
 from autoshard.plan import Plan
 from autoshard.report import MemoryReport, memory_report
-from autoshard.reporting import ReportInputs, make_report
 from autoshard.target import Target
+from autoshard.target_report import report_on_target
 from autoshard.trace import abstract, trace_function
 from passes.program import Role, partition_spec
 
@@ -111,20 +110,9 @@ class CompiledFunction:
           CompileError, DeviceError, MeshError: as there.
         """
         if self._report is None:
-            plan = self.plan
-            inputs = ReportInputs(
-                plan=plan,
-                topology=self._target.topology,
-                machine=self._target.machine(plan.mesh),
-                model_flops=self._model_flops,
-                compute_dtype="",
+            _, self._report = report_on_target(
+                self.lower(), self._target, self.plan, model_flops=self._model_flops
             )
-            program = compile_program(
-                self.lower(),
-                topology=self._target.topology.compiler_name,
-                devices=tuple(self.mesh.devices.flat),
-            )
-            self._report = make_report(inputs, program)
         return self._report
 
     def memory_report(self) -> MemoryReport:

@@ -14,7 +14,7 @@ from autoshard.apply_passes import Rewritten, finish, rewrite
 from autoshard.compile_process import Progress
 from autoshard.compile_report import CompileReport
 from autoshard.compiled_program import CompiledProgram
-from autoshard.compiling import DEFAULT_TIMEOUT_S, compile_program
+from autoshard.compiling import DEFAULT_TIMEOUT_S
 from autoshard.errors import PlanError
 from autoshard.input_checks import (
     as_key,
@@ -36,10 +36,10 @@ from autoshard.plan import Plan
 from autoshard.planning import Candidate
 from autoshard.recipe import Recipe
 from autoshard.report import MemoryReport, memory_report
-from autoshard.reporting import ReportInputs, make_report
 from autoshard.stacked_state import Stacking
 from autoshard.state import TrainState
 from autoshard.target import check_context
+from autoshard.target_report import report_on_target
 from autoshard.trace import TracedModel, abstract, trace_model
 from passes.hlo.machine import MachineModel
 from passes.program import Role
@@ -273,24 +273,19 @@ class CompiledModel:
           MeshError: nothing is known of the target's chips.
         """
         ready, recipe = self._ready(), self._recipe
-        inputs = ReportInputs(
-            plan=ready.plan,
-            topology=recipe.target.topology,
-            machine=recipe.target.machine(ready.plan.mesh),
+        self._program, report = report_on_target(
+            self.lower(),
+            recipe.target,
+            ready.plan,
             model_flops=model_flops(analyse(ready.traced.program), recipe.optimizer is not None),
             compute_dtype=recipe.precision.compute or "",
-            command=command,
-        )
-        self._program = compile_program(
-            self.lower(),
-            topology=recipe.target.topology.compiler_name,
-            devices=tuple(self.mesh.devices.flat),
-            compiler_options=compiler_options,
+            cache=cache,
             timeout_s=timeout_s,
             progress=progress,
-            cache=cache,
+            compiler_options=compiler_options,
+            command=command,
         )
-        return make_report(inputs, self._program)
+        return report
 
     @property
     def compiled_program(self) -> CompiledProgram | None:

@@ -10,6 +10,7 @@
     ffn        produced by one weight and contracted by another (hidden, if nothing is embed)
     classes    produced, never contracted and never cut
     layers     a loop takes one slice of each parameter an iteration
+    cache_positions    a dimension of a cache that the program writes in part
 
 Anything else is named after the last part of the path of the parameter that carries it.
 """
@@ -24,6 +25,7 @@ from autoshard.structure import ProductKind, Structure
 from passes.program import Leaf, Role
 
 GROUP = "q_per_kv"
+CACHE_POSITIONS = "cache_positions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,10 @@ class _Namer:
     def _rotated(self, op: int) -> bool:
         """Scores after rotary positions contract what was cut and joined, so no weight has it."""
         contracted = next(i.contracted for i in self.structure.interactions if i.op == op)
-        return not any(atom in self.structure.data_atoms for atom in contracted)
+        return bool(contracted) and not any(
+            atom in self.structure.data_atoms or self.names.get(atom) == CACHE_POSITIONS
+            for atom in contracted
+        )
 
     def _rest_of_heads(self) -> None:
         """Rotary cuts a head in halves and so hides head_dim from the scores: it follows heads."""
@@ -182,6 +187,31 @@ class _Namer:
                 stacked = self.analysis.dims[op.inputs[0]][0]
                 self.give([a for a in stacked if a in self.structure.parameter_atoms], "layers")
 
+    def positions(self) -> None:
+        """What is written into a cache in part."""
+        leaves = self.analysis.program.with_role(Role.CACHE)
+        kept = {a for p in leaves for dim in self.analysis.leaf_dims(p) for a in dim}
+        for index, op in enumerate(self.analysis.graph.ops):
+            if kept and op.primitive == "dynamic_update_slice":
+                factors = self.analysis.rules[index].factors
+                bound = self.analysis.factor_dims(index)
+                for factor, atoms in zip(factors, bound, strict=True):
+                    if factor.role is not FactorRole.PARALLEL:
+                        self.give([a for a in atoms if a in kept], CACHE_POSITIONS)
+
+    def rest_of_cache(self) -> None:
+        """A cache's dimensions that no weight shows: rotary hides the width of a head."""
+        leaves = self.analysis.program.with_role(Role.CACHE)
+        for op in self.analysis.graph.ops:
+            if leaves and op.primitive == graphs.SCAN_YS:
+                self.give(self.analysis.dims[op.outputs[0]][0], "layers")
+        for position in leaves:
+            after = False  # the dimension of heads
+            for dim in self.analysis.leaf_dims(position):
+                if after:
+                    self.give(dim, "head_dim")
+                after = after or any(self.names.get(a) in ("heads", "kv_heads") for a in dim)
+
     def others(self) -> None:
         program = self.analysis.program
         for position in range(len(program.inputs)):
@@ -195,9 +225,11 @@ def name_dims(analysis: Analysis, structure: Structure) -> DimNames:
     """Name every class that an input of the program carries; classes inside it are `_<atom>`."""
     namer = _Namer(analysis, structure)
     namer.data()
+    namer.positions()
     namer.attention()
     namer.products()
     namer.layers()
+    namer.rest_of_cache()
     namer.others()
     names = {atom: namer.names.get(atom, f"_{atom}") for atom in analysis.sizes}
     groups: dict[str, list[int]] = collections.defaultdict(list)

@@ -8,6 +8,8 @@ from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_sizes import Sizes
 from passes.program import Role
 
+_OTHERS = (Role.MODEL_STATE, Role.CACHE, Role.BATCH)
+
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
@@ -30,7 +32,7 @@ class MemoryEstimate:
       gradients_bytes: gradients that are held at the peak.
       gathered_bytes: parameters that are gathered for use at the peak; of stacks that are scanned
         over, slices.
-      other_bytes: model state and batch (exact).
+      other_bytes: model state, cache and batch (exact).
       activations_bytes: what else is held at the peak of the gradient program: what the backward
         pass needs, parameters cast for use, temporaries.
     """
@@ -58,7 +60,7 @@ def estimate_memory(sizes: Sizes, buffers: Iterable[Buffer], state: StateBytes) 
     """
     arrays = sizes.program.layout.arrays
     parameters = [a for a in arrays if a.leaf.role is Role.PARAMETER]
-    others = [a for a in arrays if a.leaf.role in (Role.MODEL_STATE, Role.BATCH)]
+    others = [a for a in arrays if a.leaf.role in _OTHERS]
     held = _at_peak(sizes, buffers)
     optimizer = state.optimizer_bytes
     if sizes.platform == "tpu":

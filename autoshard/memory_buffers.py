@@ -11,7 +11,8 @@ A rough model of what XLA does with a program:
   stacks are allocated at its beginning.
 - Times are positions in the order of the traced program.
 
-Donated state is updated in place, so that the optimizer holds nothing of its own.
+Donated state is updated in place, so that the optimizer holds nothing of its own, and what is
+written into a cache needs no other.
 """
 
 import bisect
@@ -82,6 +83,7 @@ _TRANSCENDENTAL = frozenset(
 _FUSED = _CHEAP | _TRANSCENDENTAL
 _PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 _SUMS = frozenset({"add", "add_any", "sub"})
+_WRITE = "dynamic_update_slice"
 _REDUCES = ("reduce_", "argm")
 _NONE: frozenset[int] = frozenset()
 
@@ -121,11 +123,14 @@ class _Walk:
         self.ends: dict[int, int] = {}
         self.operands: dict[int, list[int]] = {}  # where products read what is made for them
         self.products: list[int] = []
+        self.donated: set[int] = set()  # caches, before and after what is written into them
         self.inside: list[Loop] = []  # loops around the operation at hand, outermost first
         inputs = zip(analysis.program.inputs, self.graph.inputs, strict=True)
         for position, (leaf, value) in enumerate(inputs):
             if leaf.role is Role.PARAMETER:
                 self.parameter[value] = position
+            elif leaf.role is Role.CACHE:
+                self.donated.add(value)
 
     def run(self) -> tuple[Buffer, ...]:
         loops = sorted(self.graph.loops, key=lambda loop: (loop.begin, -loop.end))
@@ -216,6 +221,10 @@ class _Walk:
             self._read(op.inputs, index)
             self._hold(op.outputs[0], self.inside[-1].begin)
             self.ends[op.outputs[0]] = self.inside[-1].end - 1
+        elif op.primitive == _WRITE and op.inputs[0] in self.donated:
+            self._read(op.inputs[1:], index)
+            self._view(op)
+            self.donated.add(op.outputs[0])
         elif op.primitive in _FUSED:
             self._fused(index, op)
         else:

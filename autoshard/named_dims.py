@@ -28,7 +28,7 @@ class Source(enum.IntFlag):
 
     NOTHING = 0
     PARAMETER = 1
-    BATCH = 2
+    BATCH = 2  # or what was kept of batches before: a cache
 
 
 ValueDims = tuple[Dim, ...]
@@ -106,6 +106,7 @@ _SOURCE_OF_ROLE = {
     Role.MODEL_STATE: Source.PARAMETER,
     Role.OPTIMIZER: Source.PARAMETER,
     Role.BATCH: Source.BATCH,
+    Role.CACHE: Source.BATCH,
     Role.RNG: Source.NOTHING,
     Role.CONSTANT: Source.NOTHING,
 }

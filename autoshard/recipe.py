@@ -1,7 +1,7 @@
 """`Recipe`: everything about a model but the batch."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -17,7 +17,7 @@ from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.target import Target
 from autoshard.trace import TracedModel
-from autoshard.verified_choice import choose
+from autoshard.verified_choice import searched
 from passes import ir
 from passes.pass_pipeline import Pass
 from passes.program import Program
@@ -85,14 +85,7 @@ class Recipe:
         def optimizer_bytes(layout: Layout) -> int:
             return lowering.optimizer_bytes(layout, opt_state)
 
-        def candidates(ratio: float) -> Iterator[planning.Candidate]:
-            wishes = self.wishes.corrected(ratio, self.target.memory_bytes)
-            return planning.make(traced.program, self.target, wishes, optimizer_bytes)
-
-        count = self.wishes.compiled_layouts(self.target)
-        if not count:
-            candidate = next(candidates(1.0))
-            return candidate.plan, self.adding(candidate.passes)
-        limit = self.wishes.memory_limit_bytes
-        chosen = choose(candidates, compile_one, limit, self.wishes.options, count)
-        return chosen.plan, self.adding(chosen.candidate.passes)
+        candidate, plan = searched(
+            traced.program, self.target, self.wishes, optimizer_bytes, compile_one
+        )
+        return plan, self.adding(candidate.passes)

@@ -127,11 +127,11 @@ def _comparisons(
 
 
 def _argument_bytes(module: HloModule) -> Mapping[str, int]:
-    """Bytes of the program's inputs by the part of the training state that they belong to."""
+    """Bytes of the program's inputs: parameters, optimizer's state, others."""
     found: dict[str, int] = collections.defaultdict(int)
     for parameter in module.entry_computation.parameters.values():
         path = parameter.op_name.replace("[", ".").split(".")
-        part = path[1] if path[0] == "state" and len(path) > 1 else "other"
+        part = path[1] if path[0] == "state" and len(path) > 1 else path[0]
         kind = part if part in ("params", "opt_state") else "other"
         found[kind] += sum(a.padded_bytes for a in arrays(parameter.shape) if a.space == 0)
     return found

@@ -92,9 +92,14 @@ class Target:
         topology = self.topology
         if topology.chip is None and topology.platform != "cpu":
             return reference_machine(topology.device_count)
+        return machine_model(topology, order=self.order(shape))
+
+    def order(self, shape: MeshShape) -> tuple[int, ...]:
+        """For each place of a mesh, in its order, the number of its device; none need be here."""
+        topology = self.topology
         if topology.chip is None or (self.devices is not None and self.in_mesh_order):
-            return machine_model(topology)
-        return machine_model(topology, order=device_order(topology, shape.sizes).tolist())
+            return tuple(range(topology.device_count))
+        return tuple(device_order(topology, shape.sizes).tolist())
 
     def _in_order(self, split: SplitMesh) -> tuple[Any, ...]:
         """The devices in the order of the mesh, here or not."""

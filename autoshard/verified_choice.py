@@ -8,12 +8,16 @@ estimate -> the best few -> compiled -> memory: those that fit; simulated time: 
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from autoshard import planning
 from autoshard.compile_report import CompileReport
 from autoshard.errors import CompileError, PassError, PlanError
+from autoshard.layouts import Layout
 from autoshard.plan import Plan
-from autoshard.planning import Candidate
+from autoshard.planning import Candidate, Wishes
 from autoshard.search.options import SearchOptions
 from autoshard.search_record import Verified
+from autoshard.target import Target
+from passes.program import Program
 
 # How far compiled memory may be from the estimate before layouts are searched for again.
 _OFF = 0.02
@@ -55,6 +59,38 @@ class _Compiled:
     def ratio(self) -> float:
         """Compiled over estimated memory."""
         return self.needed_bytes / max(1, self.candidate.plan.cost.memory.total_bytes)
+
+
+def searched(
+    program: Program,
+    target: Target,
+    wishes: Wishes,
+    optimizer_bytes: Callable[[Layout], int],
+    compile_one: Callable[[Candidate], CompileReport],
+) -> tuple[Candidate, Plan]:
+    """Plan a program, and compile the best layouts where the target asks for it.
+
+    Args:
+      program, target, wishes, optimizer_bytes: as of `planning.make`.
+      compile_one: compiles a candidate.
+
+    Returns:
+      What was chosen, and its plan with what was verified.
+
+    Raises:
+      RuleError, BatchError, PlanError, UnmodelledError: as `planning.make` and `choose`.
+    """
+
+    def candidates(ratio: float) -> Iterator[Candidate]:
+        corrected = wishes.corrected(ratio, target.memory_bytes)
+        return planning.make(program, target, corrected, optimizer_bytes)
+
+    count = wishes.compiled_layouts(target)
+    if not count:
+        candidate = next(candidates(1.0))
+        return candidate, candidate.plan
+    chosen = choose(candidates, compile_one, wishes.memory_limit_bytes, wishes.options, count)
+    return chosen.candidate, chosen.plan
 
 
 def choose(

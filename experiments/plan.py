@@ -17,6 +17,11 @@ The first again on another mesh, then both side by side:
       --batch_size=64 --seq_len=4096 --rules=zero3 --out=runs/data
   python -m experiments.plan --compare runs/zero3 runs/data --out=runs/both
 
+A decoder's two programs of inference (docs/inference.md), each with its own best layout:
+
+  python -m experiments.plan --model=llama3_8b --topology=v5e:4x4 --task=decode --batch_size=32 \\
+      --capacity=4096 --out=runs/decode
+
 Matrix products are in bfloat16 unless --dtype says otherwise. Nothing is executed: a step's time is
 simulated from the compiler's schedule.
 
@@ -99,15 +104,12 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
         compiled: Any = autoshard.compile(
             spec.build(),
             f"{topology} {config.mesh_with_stages or mesh}".strip(),
-            batch=batch_specs(config, spec),
-            optimizer=make_optimizer(config),
             rules=list(config.rule_names),
             dtype=config.dtype or None,
             strict=config.strict,
             plan=given,
-            passes=config.pass_names or None,
-            pass_checks=pass_checks(config),
-            offload="optimizer" if "optimizer" in config.offloaded else "none",
+            task=config.task,
+            **task_settings(config, spec),
             memory_limit_bytes=config.memory_limit_bytes,
             search=autoshard.SearchOptions(
                 max_layouts=config.max_layouts,
@@ -124,6 +126,30 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
             command=config.command(),
         )
     return Outcome(report, compiled.compiled_program.hlo_text)
+
+
+def task_settings(config: PlanConfig, spec: models.ModelSpec) -> dict[str, Any]:
+    """What `autoshard.compile` takes for the task besides the rest.
+
+    Raises:
+      ConfigError: the model does not take such a batch, or has no cache.
+    """
+    if config.task == "train":
+        return {
+            "batch": batch_specs(config, spec),
+            "optimizer": make_optimizer(config),
+            "passes": config.pass_names or None,
+            "pass_checks": pass_checks(config),
+            "offload": "optimizer" if "optimizer" in config.offloaded else "none",
+        }
+    longest: int = getattr(spec.config, "max_seq_len", 1)
+    capacity = config.capacity or longest
+    try:
+        spec.cache_spec(config.batch_size, capacity)
+    except ValueError as error:
+        raise ConfigError(f"Model {config.model!r}: {error}") from error
+    shape = autoshard.InferenceShape(config.batch_size, config.seq_len or capacity, capacity)
+    return {"batch": shape}
 
 
 def make_output(config: PlanConfig) -> pathlib.Path:
@@ -198,7 +224,9 @@ def load_or_compile(config: PlanConfig, path: str, waiter: Waiter) -> CompileRep
         report = load_report(beside)
         if report.plan == plan:
             return report
-    again = dataclasses.replace(config, plan=str(place), compare="", topology="", mesh="")
+    again = dataclasses.replace(
+        config, plan=str(place), task=plan.task, compare="", topology="", mesh=""
+    )
     return compile_report(again, waiter).report
 
 

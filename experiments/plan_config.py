@@ -6,6 +6,8 @@ from typing import ClassVar
 from experiments.flag_fields import ConfigError, option
 from experiments.model_settings import ModelSettings
 
+TASKS = ("train", "prefill", "decode")
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig(ModelSettings):
@@ -27,6 +29,17 @@ class PlanConfig(ModelSettings):
         "bfloat16",
         "Type that matrix products are computed in; parameters stay in float32. Not that of "
         "experiments.train, which leaves small models as they are. Empty: the model's.",
+    )
+    task: str = option(
+        "train",
+        "What is planned: `train`; for a decoder also `prefill`, which reads prompts of --seq_len "
+        "tokens, and `decode`, which reads one more token of each sequence. For these, parameters "
+        "and cache are stored in --dtype.",
+    )
+    capacity: int | None = option(
+        None,
+        "Positions of the cache of --task=prefill and --task=decode. Unset: the longest that the "
+        "model takes.",
     )
     verify: int = option(
         -1,
@@ -58,6 +71,17 @@ class PlanConfig(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task not in TASKS:
+            raise ConfigError(f"--task={self.task!r} is none of {', '.join(TASKS)}.")
+        if self.capacity is not None:
+            self.check_at_least(1, "capacity")
+            if self.task == "train":
+                raise ConfigError("--capacity is of the cache of --task=prefill or --task=decode.")
+        if self.task != "train" and (self.pass_names or self.offload):
+            raise ConfigError(
+                f"--task={self.task} takes no passes ({self.pass_names or self.offload}): they are "
+                "for training."
+            )
         if not self.timeout_s > 0:
             raise ConfigError(f"--timeout_s={self.timeout_s} must be above 0.")
         self.check_at_least(-1, "verify")

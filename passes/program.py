@@ -25,11 +25,12 @@ def partition_spec(spec: Spec) -> PartitionSpec:
 
 
 class Role(enum.Enum):
-    """What an input of a program is to the training loop."""
+    """What an input of a program is to the loop around it, of training or of decoding."""
 
     PARAMETER = "parameter"
     OPTIMIZER = "optimizer"
     MODEL_STATE = "model_state"
+    CACHE = "cache"
     BATCH = "batch"
     RNG = "rng"
     CONSTANT = "constant"

@@ -1,15 +1,20 @@
 """What no layout can beat: a lower bound on the estimated step."""
 
+import math
+
 from autoshard.cost import Costed
 from autoshard.named_dims import Analysis
 from autoshard.product_flops import PRODUCTS, product_flops
 from passes.hlo.machine import MachineModel
+from passes.program import Leaf, Role
 
 _HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
 
 
 def least_step_s(costed: Costed, machine: MachineModel, devices: int, parts: int = 1) -> float:
     """Seconds of the program's products, shared evenly by all devices that never wait.
+
+    Each takes its FLOPs at the sustained rate, or what it reads and writes, if that takes longer.
 
     Args:
       costed: the variant that computes least.
@@ -24,5 +29,12 @@ def least_step_s(costed: Costed, machine: MachineModel, devices: int, parts: int
             continue
         name = analysis.graph.values[op.inputs[0]].dtype
         rate = machine.flops_per_s(_HLO_DTYPES.get(name, name)) * machine.efficiency
-        seconds += product_flops(analysis, index) * op.repeats / rate
+        flops = product_flops(analysis, index)
+        touched = sum(_bytes(analysis, v) for v in {*op.inputs, *op.outputs})
+        seconds += op.repeats * max(flops / rate, touched / machine.hbm_bytes_per_s)
     return seconds * parts / devices
+
+
+def _bytes(analysis: Analysis, value: int) -> float:
+    array = analysis.graph.values[value]
+    return math.prod(array.shape) * Leaf("", Role.CONSTANT, (), array.dtype).itemsize_bytes

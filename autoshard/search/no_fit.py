@@ -15,7 +15,7 @@ _PARTS = {
     "optimizer_bytes": "optimizer state",
     "gradients_bytes": "gradients",
     "gathered_bytes": "parameters gathered for use",
-    "other_bytes": "batch and model state",
+    "other_bytes": "batch, cache and model state",
     "activations_bytes": "activations",
 }
 
@@ -58,11 +58,13 @@ def check_fits(question: Question, ranked: tuple[Evaluated, ...]) -> None:
         f"({format_bytes(limit)}) a device: the least is an estimated {memory.total_bytes} bytes "
         f"({format_bytes(memory.total_bytes)}) with rules {rules} on mesh "
         f"({least.decision.shape}), of which {part} are {format_bytes(size)}. "
-        + (f"What would fit: {advice}" if advice else _nothing(limit))
+        + (f"What would fit: {advice}" if advice else _nothing(question, limit))
     )
 
 
-def _nothing(limit: int) -> str:
+def _nothing(question: Question, limit: int) -> str:
+    if not question.trains:
+        return f"Use more devices, a smaller batch, or a higher memory_limit_bytes than {limit}"
     return (
         "No single change of remat, microbatches, offload or batch is enough: use several, more "
         f"devices, or a higher memory_limit_bytes than {limit}"

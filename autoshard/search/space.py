@@ -8,17 +8,20 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
+from autoshard.dim_names import CACHE_POSITIONS
 from autoshard.mesh_shape import MeshShape, prime_factors
 from autoshard.rule_sets.assigned import Unit
 from autoshard.rule_sets.base import TENSOR_AXIS_NAMES, Subject, is_data_axis
 from autoshard.rule_sets.redco import sharded_atoms
 from autoshard.search.decision import AS_WRITTEN, Decision, MemoryChoice
 from autoshard.search.variants import POLICIES
+from passes.program import Role
 
 # Dimensions that an axis is never given: rows are the data axes' own, an iteration of a loop needs
 # its slice whole, and what attention contracts within a head would sum all scores over devices.
 _NEVER = frozenset({"batch", "layers", "head_dim", "q_per_kv", "window"})
 _GROUPED, _BEHIND = "kv_heads", "q_per_kv"
+_HEADS = frozenset({"heads", _GROUPED})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +195,36 @@ def find_units(subject: Subject, forbidden: Sequence[str] = ()) -> tuple[Unit, .
                 (a, tuple(b for b in behind.atoms if a in majors.get(b, ()))) for a in atoms
             )
         units += _split(subject, dim.name, atoms, spills, columns)
+        if dim.name in _HEADS and CACHE_POSITIONS not in forbidden:
+            units += _over_cache(subject, dim.name, atoms)
+    positions = subject.names.find(CACHE_POSITIONS)
+    if positions is not None and CACHE_POSITIONS not in forbidden:
+        read = _contracted(subject)
+        atoms = tuple(a for a in positions.atoms if a in read)
+        units += [Unit(CACHE_POSITIONS, atoms)] if atoms else []
     return tuple(units)
+
+
+def _contracted(subject: Subject) -> frozenset[int]:
+    """What products of two activations sum over: in attention, positions that are read."""
+    return frozenset(a for i in subject.structure.interactions for a in i.contracted)
+
+
+def _over_cache(subject: Subject, name: str, heads: Sequence[int]) -> list[Unit]:
+    """Heads over an axis, and what they leave of it over the positions of the cache they read.
+
+    The scores are then summed over those devices, and the cache stays where it is; queries that
+    share keys stay together.
+    """
+    analysis, read = subject.analysis, _contracted(subject)
+    behind: dict[int, tuple[int, ...]] = {}
+    for position in analysis.program.with_role(Role.CACHE):
+        flat = [a for dim in analysis.leaf_dims(position) for a in dim]
+        for head in (a for a in flat if a in heads):
+            own = tuple(a for a in flat if a in read and subject.names.of[a] == CACHE_POSITIONS)
+            behind.setdefault(head, own)
+    spills = tuple((head, own) for head, own in behind.items() if own)
+    return [Unit(f"{name}+{CACHE_POSITIONS}", tuple(heads), spills)] if spills else []
 
 
 def _split(
@@ -218,11 +250,11 @@ def _split(
 
 
 def find_conflicts(subject: Subject, units: Sequence[Unit]) -> frozenset[frozenset[str]]:
-    """Pairs of units that some array carries side by side."""
+    """Pairs of units that some array carries side by side, or that have a class in common."""
     return frozenset(
         frozenset((a.label, b.label))
         for a, b in itertools.combinations(units, 2)
-        if _side_by_side(subject, a.atoms, b.atoms)
+        if _side_by_side(subject, a.atoms, b.atoms) or not set(a.atoms).isdisjoint(b.atoms)
     )
 
 
@@ -239,9 +271,15 @@ def _side_by_side(subject: Subject, first: Sequence[int], second: Sequence[int])
 
 
 def column_units(subject: Subject, units: Sequence[Unit]) -> frozenset[str]:
-    """Units that Redco's rules would shard."""
+    """Units that Redco's rules would shard; of two with a class in common, the first."""
     columns = sharded_atoms(subject)
-    return frozenset(unit.label for unit in units if any(a in columns for a in unit.atoms))
+    found: list[str] = []
+    taken: set[int] = set()
+    for unit in units:
+        if taken.isdisjoint(unit.atoms) and not columns.isdisjoint(unit.atoms):
+            found.append(unit.label)
+            taken.update(unit.atoms)
+    return frozenset(found)
 
 
 def open_shapes(

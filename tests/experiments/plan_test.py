@@ -110,11 +110,29 @@ def test_every_flag_has_a_help() -> None:
         ({"topology": "cpu:8", "timeout_s": 0.0}, "--timeout_s=0.0 must be above 0"),
         ({"topology": "cpu:8", "batch_size": 0}, "--batch_size=0 must be at least 1"),
         ({"plan": "a", "compare": "b,c"}, "exclude each other"),
+        ({"topology": "cpu:8", "task": "serve"}, "--task='serve' is none of train, prefill"),
+        ({"topology": "cpu:8", "capacity": 8}, "--capacity is of the cache of --task=prefill"),
+        ({"topology": "cpu:8", "task": "decode", "capacity": 0}, "--capacity=0 must be at least 1"),
+        ({"topology": "cpu:8", "task": "decode", "remat": "full"}, "--task=decode takes no passes"),
     ],
 )
 def test_bad_values_are_explained(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PlanConfig(**values)
+
+
+def test_tasks_of_inference_are_planned_from_sizes(
+    stand_in: StandInCompile, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--model=llama3_tiny", "--topology=v5p:2x2x2", f"--out={tmp_path}")
+    assert main(*arguments, "--task=decode", "--batch_size=4", "--capacity=64") == 0
+    assert main(*arguments, "--task=prefill", "--batch_size=4", "--seq_len=8") == 0
+    assert main(*arguments, "--task=decode", "--capacity=10000") == 2
+    assert "capacity=10000 is outside 1..max_seq_len=128" in capsys.readouterr().err
+    decode, prefill = stand_in.calls
+    assert (decode["task"], decode["batch"]) == ("decode", autoshard.InferenceShape(4, 64, 64))
+    assert (prefill["task"], prefill["batch"]) == ("prefill", autoshard.InferenceShape(4, 8, 128))
+    assert "optimizer" not in decode
 
 
 def test_it_writes_all_files(
