@@ -24,6 +24,10 @@ Moves = Literal["keys", "queries"]
 
 _UNROLLED = 3  # so few steps are written out: the last one fetches nothing
 
+# libtpu has at most so many permutes under way. Of more it would end any before a loop that hides
+# them, so those that are too many, the smallest, are sent before the rest.
+_UNDER_WAY = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Lane:
@@ -186,8 +190,8 @@ class Round:
         here: Mapping[int, Any]
         here, sent, kept = carry
         lanes = self.course.lanes
-        ahead = {i: self._shift(here[i], lanes[i].direction) for i in onward}
-        came = {i: self._shift(sent[i], lanes[i].direction) for i in meeting}
+        going = ({i: here[i] for i in onward}, {i: sent[i] for i in meeting})
+        ahead, came = self._on(going)
         arrivals = [
             Arrival(lanes[i], (self.index - lanes[i].direction * t) % self.size, here[i])
             for i in meeting
@@ -195,6 +199,20 @@ class Round:
         new, kept = self.visit(arrivals, kept)
         total = {i: self.combine(came[i], x) for i, x in zip(meeting, new, strict=True)}
         return ahead, total, kept
+
+    def _on(self, going: tuple[dict[int, Any], dict[int, Any]]) -> Any:
+        """What is on each lane, and its sums, one device further."""
+        leaves, structure = jax.tree.flatten(going)
+        lanes = [i for tree in going for i, part in tree.items() for _ in jax.tree.leaves(part)]
+        order = sorted(range(len(leaves)), key=lambda n: leaves[n].size * leaves[n].dtype.itemsize)
+        ahead = order[: max(0, len(order) - _UNDER_WAY)]
+        for n in ahead:
+            leaves[n] = self._shift(leaves[n], self.course.lanes[lanes[n]].direction)
+        if ahead:
+            leaves = list(jax.lax.optimization_barrier(tuple(leaves)))
+        for n in order[len(ahead) :]:
+            leaves[n] = self._shift(leaves[n], self.course.lanes[lanes[n]].direction)
+        return jax.tree.unflatten(structure, leaves)
 
     def _shift(self, tree: Any, hops: int) -> Any:
         if hops % self.size == 0:

@@ -32,16 +32,11 @@ STEPS = 3
 
 @functools.cache
 def spec_of(name: str) -> models.ModelSpec:
-    sizes = {"num_layers": 4} if name != "t5_tiny" else {"num_layers": 5}
-    return models.get(name, **sizes)
+    return models.get(name, num_layers=4)
 
 
 def batch_of(spec: models.ModelSpec) -> Any:
-    rows = 8
-    try:
-        return random_batch(spec.example_batch(rows, 16))
-    except ValueError:
-        return random_batch(spec.example_batch(rows))
+    return random_batch(spec.example_batch(8, 16))
 
 
 def compiled(name: str, passes: Any, optimizer: Any = None, rules: str = "zero3+redco") -> Any:
@@ -70,10 +65,9 @@ def plainly(name: str) -> tuple[list[float], dict[str, np.ndarray]]:
     return trained(name, None)
 
 
-@pytest.mark.parametrize("name", ["gpt2_tiny", "t5_tiny"])
-def test_training_is_the_same(name: str) -> None:
-    losses, params = trained(name, "simplify, stack_layers, microbatch(count=2)")
-    expected, others = plainly(name)
+def test_training_is_the_same() -> None:
+    losses, params = trained("gpt2_tiny", "simplify, stack_layers, microbatch(count=2)")
+    expected, others = plainly("gpt2_tiny")
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     assert params.keys() == others.keys()
     scale = max(float(np.abs(x).max()) for x in others.values())
