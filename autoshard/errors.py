@@ -33,6 +33,10 @@ class PlanError(AutoshardError):
     """A plan is corrupt, of another version, or was made for another program or mesh."""
 
 
+class NoFitError(PlanError):
+    """No layout fits the memory of the devices; the message has the ways out."""
+
+
 class UnmodelledError(AutoshardError):
     """Strict mode met a primitive that has no sharding rule."""
 

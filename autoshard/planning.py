@@ -47,6 +47,16 @@ class Wishes:
     pins: tuple[tuple[str, str], ...] = ()
     options: SearchOptions = dataclasses.field(default_factory=SearchOptions)
 
+    def limit_bytes(self, target: Target) -> int | None:
+        """What a device may hold by the estimate.
+
+        The chip's memory bounds what the planner chooses. Rules of the user's own are obeyed in any
+        case, and the compiler says whether they fit.
+        """
+        if self.memory_limit_bytes is not None or rule_sets.AUTO not in self.rules:
+            return self.memory_limit_bytes
+        return target.memory_bytes
+
     def corrected(self, ratio: float, chip_bytes: int | None) -> "Wishes":
         """The same where memory is compiled at `ratio` times its estimate."""
         limit = self.memory_limit_bytes or chip_bytes
@@ -111,7 +121,7 @@ def make(
         optimizer_bytes=optimizer_bytes,
         machine=target.planning_machine,
         options=wishes.options,
-        memory_limit_bytes=wishes.memory_limit_bytes or target.memory_bytes,
+        memory_limit_bytes=wishes.limit_bytes(target),
         pins=wishes.pins,
     )
     answer = search(question)

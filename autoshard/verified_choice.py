@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from autoshard import planning
 from autoshard.compile_report import CompileReport
-from autoshard.errors import CompileError, PassError, PlanError
+from autoshard.errors import CompileError, NoFitError, PassError, PlanError
 from autoshard.layouts import Layout
 from autoshard.plan import Plan
 from autoshard.planning import Candidate, Wishes
@@ -110,7 +110,8 @@ def choose(
       count: the most compilations, but that one round more is made where none fits.
 
     Raises:
-      PlanError: none fits by the compiler, or none could be compiled.
+      NoFitError: none fits by the compiler.
+      PlanError: none could be compiled.
     """
     done: list[_Compiled] = []
     tried: set[object] = set()
@@ -159,7 +160,7 @@ def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) 
     if not fitting:
         least = min(done, key=lambda x: x.needed_bytes)
         plan = least.candidate.plan
-        raise PlanError(
+        raise NoFitError(
             f"no layout of {plan.program.name} fits {plan.topology} by its compiler: the least of "
             f"{len(done)} needs {least.needed_bytes} bytes a device where the estimate was "
             f"{plan.cost.memory.total_bytes}, with rules {'+'.join(plan.rules)} on mesh "

@@ -332,6 +332,8 @@ class Llama(nnx.Module):
             dtype=compute_dtype(config.dtype),
             rngs=rngs,
         )
+        # Left out, nnx.Embed fixes the dtype that the table was made in, whatever it is cast to.
+        self.embed.dtype = compute_dtype(config.dtype)
         make = _stacked if config.scan_layers else _listed
         self.layers: Any = make(self.block_type, config, rngs)
         self.norm = _norm(config, rngs)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from autoshard.errors import AutoshardError, PlanError
+from autoshard.errors import AutoshardError, NoFitError
 from autoshard.explain import format_bytes
 from autoshard.memory import MemoryEstimate
 from autoshard.search.decision import MemoryChoice
@@ -36,7 +36,7 @@ class Remedy:
 
 
 def check_fits(question: Question, ranked: tuple[Evaluated, ...]) -> None:
-    """Raises PlanError, with the ways out, unless the best of all layouts fits."""
+    """Raises NoFitError, with the ways out, unless the best of all layouts fits."""
     limit = question.memory_limit_bytes
     if ranked[0].fits(limit):
         return
@@ -53,7 +53,7 @@ def check_fits(question: Question, ranked: tuple[Evaluated, ...]) -> None:
     rules = "+".join(rule.name for rule in least.rules)
     ways = [w for w in remedies(question, least) if w.memory_bytes <= limit]
     advice = "; ".join(f"{w.change} ({format_bytes(w.memory_bytes)}, {w.price})" for w in ways)
-    raise PlanError(
+    raise NoFitError(
         f"no layout of {question.subject.analysis.program.name} fits {limit} bytes "
         f"({format_bytes(limit)}) a device: the least is an estimated {memory.total_bytes} bytes "
         f"({format_bytes(memory.total_bytes)}) with rules {rules} on mesh "
