@@ -5,7 +5,7 @@ what its transfers take longer than its computation; an exchange of heads is wai
 
                      forward, a device of n            backward
     ring             (n-1) x [k, v]                    (n-1) x [k, v, dk, dv] or [q, do, dq, ...]
-    bidirectional    half of that each way             half of that each way
+    bidirectional    half of that each way (halves all the way, or whole blocks half the way)
     ulysses, heads   all-to-all of q, k, v, result     of q, k, v, cotangent, dq, dk, dv
 """
 
