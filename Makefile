@@ -26,7 +26,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench bench-collectives bench-memory bench-passes bench-published lock bazel-test clean distclean
+.PHONY: help run test lint format bench bench-collectives bench-memory bench-passes bench-planner bench-published lock bazel-test clean distclean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ bench-passes: $(TEST_STAMP)  ## compiled programs with each pass and without (ho
 	$(PY) -m benchmarks.offload
 	$(PY) -m benchmarks.pipeline
 	$(PY) -m benchmarks.sequence
+
+bench-planner: $(TEST_STAMP)  ## the planner against rule sets and experts, 18 cells (hours; results are kept)
+	$(PY) -m benchmarks.planner $(ARGS)
+	$(PY) -m benchmarks.planner_by_hand
 
 bench-published: $(TEST_STAMP)  ## simulated step times beside throughput published for real TPUs
 	$(PY) -m benchmarks.published $(ARGS)
