@@ -30,7 +30,10 @@ _EXPLAINED = {
     "data": {"all-reduce LlamaBlock.__call__), after the loop"},
     "redco": {
         "all-reduce LlamaBlock.__call__), after the loop",
-        "all-reduce LlamaAttention.__call__), after the loop",
+        "all-reduce LlamaAttention._output), after the loop",
+        "all-reduce LlamaAttention._project), after the loop",
+        # The targets' logits are picked before they are cast to float32.
+        "all-reduce next_token_loss), in another type",
     },
     # Norm scales of one layer are padded and summed, in float32, instead of gathered.
     "zero3": {"all-gather Llama.__call__), as an all-reduce, in another type"},
@@ -38,6 +41,7 @@ _EXPLAINED = {
     "zero3+redco": {
         "all-gather Llama.__call__), as an all-reduce, in another type",
         "collective-permute Llama.__call__)",
+        "all-reduce next_token_loss), in another type",
     },
 }
 
