@@ -6,7 +6,7 @@ matrix product    the greater of FLOPs at the sustained rate and traffic, and co
 kernel            the same, by the kernel's own cost estimate
 reduction, copy   traffic of what is read and made
 elementwise       vector work only: chains are fused into what reads them
-views, casts      nothing
+views, casts      nothing; nor transposes, which layouts of operands and results take up
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from passes.hlo.machine import MachineModel
 from passes.program import Leaf, Role, Spec
 
 _FREE = frozenset(
-    "reshape broadcast_in_dim squeeze expand_dims iota convert_element_type name stop_gradient "
+    "reshape transpose broadcast_in_dim squeeze expand_dims iota convert_element_type name stop_gradient "
     "sharding_constraint copy reduce_precision random_wrap random_unwrap pvary "
     "optimization_barrier".split()
 )
 _MOVES = frozenset(
-    "transpose gather scatter scatter-add concatenate rev sort top_k cumsum cummax cumprod "
+    "gather scatter scatter-add concatenate rev sort top_k cumsum cummax cumprod "
     "dynamic_slice dynamic_update_slice pad argmax argmin cumlogsumexp".split()
 )
 _TRANSCENDENTAL = frozenset(

@@ -9,6 +9,8 @@ backward pass).
 
 import dataclasses
 
+_MADE_FOR_THE_STACK = 3  # times that a value crosses to or from memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Value:
@@ -81,7 +83,7 @@ class Rates:
     """What keeping a value costs on a machine.
 
     Attributes:
-      hbm_bytes_per_s: a saved value is written once more.
+      hbm_bytes_per_s: of `kept_traffic_bytes`.
       host_bytes_per_s: one way.
       offload: whether values may be kept on the host at all.
       hidden: whether transfers of an iteration must fit in the time of its forward pass.
@@ -147,8 +149,20 @@ def kept_bytes(block: BlockProblem, indices: frozenset[int]) -> float:
     return block.length * sum(block.values[i].size_bytes for i in indices)
 
 
+def kept_traffic_bytes(block: BlockProblem, index: int) -> float:
+    """What keeping a value of one iteration adds to memory traffic.
+
+    A product writes its result into the stack at once, and only the backward pass reads it once
+    more. What elementwise operations make is fused into what reads it, so that for the stack it is
+    made from memory and written (read off schedules of the TPU compiler), and read in the end.
+    """
+    value = block.values[index]
+    by_product = value.maker is not None and block.steps[value.maker].flops > 0
+    return value.size_bytes * (1 if by_product else _MADE_FOR_THE_STACK)
+
+
 def block_seconds(block: BlockProblem, choice: BlockChoice, rates: Rates) -> float:
     """What a decision costs in all iterations."""
     again = sum(block.steps[e].seconds for e in choice.repeated)
-    kept = sum(block.values[i].size_bytes for i in (*choice.saved, *choice.offloaded))
+    kept = sum(kept_traffic_bytes(block, i) for i in (*choice.saved, *choice.offloaded))
     return block.length * (again + kept / rates.hbm_bytes_per_s)

@@ -25,6 +25,7 @@ from passes.remat_problem import (
     Rates,
     block_seconds,
     kept_bytes,
+    kept_traffic_bytes,
     repeated_steps,
 )
 
@@ -118,8 +119,8 @@ def _block(
     for kept in (c.saved, c.host):
         for v, column in kept.items():
             integral[column] = 1
-            size_bytes = block.values[v].size_bytes
-            objective[column] = block.length * size_bytes / rates.hbm_bytes_per_s
+            traffic_bytes = kept_traffic_bytes(block, v)
+            objective[column] = block.length * traffic_bytes / rates.hbm_bytes_per_s
     for v, column in c.saved.items():
         memory[column] = block.length * block.values[v].size_bytes
 
