@@ -60,7 +60,7 @@ class Decision:
     def simplicity(self) -> tuple[int, int, int, str]:
         """Sorts what is equally quick: the plainer first."""
         return (
-            len(self.uses),
+            len(self.uses) + len(self.shape.names),
             self.zero + len(self.zero_axes),
             self.memory.microbatches,
             repr(self),
