@@ -74,10 +74,10 @@ def _flops(program: ShardedProgram, index: int) -> float:
     """Of one operation on one device, all repeats."""
     if not is_product(program, index):
         return 0.0
-    op, total = program.analysis.graph.ops[index], product_flops(program.analysis, index)
+    total = product_flops(program.analysis, index)
     bound = program.analysis.factor_dims(index)
     parts = {p for atoms in bound for p in program.factor_parts(atoms)}
-    return total / program.degree(parts) * op.repeats
+    return total / program.degree(parts) * program.repeats(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,9 @@ class Costed:
         return find_buffers(self.analysis, self.flow, makes_again=self.platform != "cpu")
 
 
-def estimate(costed: Costed, layout: Layout, state: StateBytes, timer: StepTimer) -> CostReport:
+def estimate(
+    costed: Costed, layout: Layout, state: StateBytes, timer: StepTimer, stages: int = 1
+) -> CostReport:
     """Estimate a layout's cost.
 
     Args:
@@ -113,12 +115,13 @@ def estimate(costed: Costed, layout: Layout, state: StateBytes, timer: StepTimer
       layout: the layout.
       state: optimizer bytes a device, which the program does not show.
       timer: of the mesh of the layout on its machine.
+      stages: of a pipeline, which share loops over layers.
     """
     analysis = costed.analysis
-    program = ShardedProgram(analysis, layout)
+    program = ShardedProgram(analysis, layout, stages)
     flops = sum(_flops(program, index) for index in range(len(analysis.graph.ops)))
     collectives = predict_collectives(
-        analysis, layout, costed.trains, costed.flow, habits_of(costed.platform)
+        analysis, layout, costed.trains, costed.flow, habits_of(costed.platform), stages
     )
     sizes = Sizes(program, costed.platform)
     memory = estimate_memory(sizes, costed.buffers, state)

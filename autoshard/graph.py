@@ -90,6 +90,10 @@ class OpGraph:
         default_factory=dict, compare=False, repr=False
     )
 
+    def in_loop(self, index: int) -> bool:
+        """Whether an operation is inside a loop."""
+        return any(loop.begin <= index < loop.end for loop in self.loops)
+
     def shape(self, value: int) -> tuple[int, ...]:
         """The shape of a value."""
         return self.values[value].shape

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from autoshard.graph import SCAN_YS
 from autoshard.layouts import ArrayLayout
 from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_tiles import held_bytes
@@ -18,6 +19,13 @@ class Sizes:
         self.program = program
         self.platform = platform
         self._known: dict[object, int] = {}
+        ops = program.analysis.graph.ops
+        # What a pipeline's stage stacks of its own layers.
+        self._stacks = (
+            {op.outputs[0] for op in ops if op.primitive == SCAN_YS}
+            if program.stages > 1
+            else set[int]()
+        )
 
     def array(self, array: ArrayLayout, spec: Spec, platform: str = "") -> int:
         """Of an input of the program under one of its layouts."""
@@ -29,19 +37,21 @@ class Sizes:
         if buffer.use is not None:
             return self._gathered(buffer.position, buffer.use)
         dims = self.program.analysis.dims[buffer.value]
-        key = (dims, value, buffer.kind, buffer.position)
+        key = (dims, value, buffer.kind, buffer.position, buffer.value in self._stacks)
         if key not in self._known:
             leaf = Leaf("", Role.CONSTANT, value.shape, value.dtype)
-            self._known[key] = self._held(
+            held = self._held(
                 value.shape, self._spec(buffer), self._stored_as(buffer, leaf), self.platform
             )
+            shared = buffer.kind is Kind.ACTIVATION and buffer.value in self._stacks
+            self._known[key] = held // self.program.stages if shared else held
         return self._known[key]
 
     def _gathered(self, position: int, use: ParameterUse) -> int:
         array = self.program.layout.arrays[position]
         if array.compute == array.param:
             return 0
-        whole = self.array(array, array.compute) // use.slices
+        whole = self.array(array, array.compute) // self.program.slices(use)
         return whole * use.itemsize_bytes // array.leaf.itemsize_bytes
 
     def _spec(self, buffer: Buffer) -> Spec:

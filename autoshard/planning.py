@@ -15,6 +15,7 @@ from autoshard.rule_sets.base import RuleSet, Subject
 from autoshard.search import Answer, Question, SearchOptions, search
 from autoshard.search.alternatives import alternatives
 from autoshard.search.chosen_passes import passes_of
+from autoshard.search.pipelines import possible_stages
 from autoshard.search.space import open_shapes
 from autoshard.search.variants import Variants
 from autoshard.structure import find_structure
@@ -116,7 +117,7 @@ def make(
     question = Question(
         subject=subject,
         variants=Variants(program, trains, target.topology.platform),
-        shapes=mesh_shapes(target, subject, wishes.options.forbid),
+        shapes=mesh_shapes(target, subject, wishes),
         rules=wishes.rules,
         optimizer_bytes=optimizer_bytes,
         machine=target.planning_machine,
@@ -151,17 +152,15 @@ def _candidates(
             answer.record,
         )
         _validate(plan, subject.analysis.program)
-        yield Candidate(plan, passes_of(one.decision.memory))
+        yield Candidate(plan, passes_of(one.decision))
 
 
-def mesh_shapes(
-    target: Target, subject: Subject, forbidden: tuple[str, ...]
-) -> tuple[MeshShape, ...]:
+def mesh_shapes(target: Target, subject: Subject, wishes: Wishes) -> tuple[MeshShape, ...]:
     """The meshes to choose from.
 
     An open mesh gets an axis `expert` where the program has experts, and `fsdp` beside `data`, for
     storage that is sharded inside a slice or a host and replicated across, where the machine has
-    such levels.
+    such levels; and `stage`, where passes are to be chosen and the layers are one chain.
     """
     if not target.is_open:
         return target.shapes
@@ -171,7 +170,10 @@ def mesh_shapes(
         axes.insert(0, "expert")
     if topology.slices > 1 or (topology.platform == "gpu" and len(topology.shape) > 1):
         axes.insert(0, "fsdp")
-    return open_shapes(topology.device_count, topology.slices, axes, forbidden)
+    options = wishes.options
+    pipelines = options.choose_passes and wishes.task == "train" and not wishes.pins
+    stages = possible_stages(subject) if pipelines else ()
+    return open_shapes(topology.device_count, topology.slices, axes, options.forbid, stages)
 
 
 def check(plan: Plan, program: Program, target: Target, task: str) -> None:

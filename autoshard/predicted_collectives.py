@@ -13,6 +13,7 @@ of the global gradient norm. XLA's compilers reduce 16-bit floats in float32, al
 
 import dataclasses
 import enum
+import math
 from collections.abc import Collection, Sequence
 
 from autoshard import graph as graphs
@@ -192,7 +193,7 @@ class _Predictor:
         carry: behind a major atom that is not sharded, or across a reshape without a nested
         refinement. The batch stays where it is.
         """
-        lost = self.program.spec_parts(value) - kept - set(self.program.layout.data_parts)
+        lost = self.program.spec_parts(value) - kept - self.program.stays
         degree = self.program.degree(lost)
         if degree > 1:
             payload = self.program.local_bytes(value) * degree
@@ -269,7 +270,7 @@ class _Predictor:
                 operation=op.primitive,
                 axes=self.program.wide(parts),
                 devices=self.program.degree(parts),
-                count=op.repeats,
+                count=math.ceil(self.program.repeats(index)),
                 payload_bytes=round(payload),
             )
         )
@@ -303,8 +304,8 @@ def _parameter_gathers(
             operation=array.leaf.path,
             axes=program.wide(lost),
             devices=degree,
-            count=use.slices,
-            payload_bytes=round(used / use.slices * itemsize),
+            count=program.slices(use),
+            payload_bytes=round(used / program.slices(use) * itemsize),
         )
 
     return [one(use) for use in flow.uses[position]]
@@ -367,6 +368,7 @@ def predict_collectives(
     trains: bool,
     flow: ProgramFlow | None = None,
     habits: CompilerHabits | None = None,
+    stages: int = 1,
 ) -> tuple[PredictedCollective, ...]:
     """Predict the collectives of one step.
 
@@ -376,8 +378,9 @@ def predict_collectives(
       trains: whether parameters are updated.
       flow: `program_flow(analysis)`, if it is at hand.
       habits: of the compiler; those of most where not given.
+      stages: of a pipeline, which share loops over layers.
     """
-    program = ShardedProgram(analysis, layout)
+    program = ShardedProgram(analysis, layout, stages)
     flow = flow or program_flow(analysis)
     habits = habits or CompilerHabits()
     found = _Predictor(program, flow, habits).run()

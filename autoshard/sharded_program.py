@@ -6,7 +6,10 @@ from collections.abc import Collection
 from autoshard.layouts import AtomParts, Layout, spec_of
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis, ValueDims
+from autoshard.program_flow import ParameterUse
 from passes.program import Leaf, Role
+
+STAGE = "stage"  # the mesh axis of a pipeline
 
 
 def class_parts(analysis: Analysis, layout: Layout) -> dict[int, tuple[str, ...]]:
@@ -40,14 +43,29 @@ class ShardedProgram:
       layout: the layout; its arrays are the program's inputs.
       shards: sizes of the mesh's parts.
       parts: for each class of dimensions, the parts that shard it.
+      stages: of a pipeline: loops over layers are shared by so many devices.
+      stays: parts that no operand is gathered over: the batch's, and those of stages, each of which
+        has its layers.
     """
 
-    def __init__(self, analysis: Analysis, layout: Layout) -> None:
+    def __init__(self, analysis: Analysis, layout: Layout, stages: int = 1) -> None:
+        self.stages = stages
+        self.stays = {*layout.data_parts, *(layout.mesh.of(STAGE) if stages > 1 else ())}
         self.analysis = analysis
         self.layout = layout
         self.shards = layout.mesh.refined.by_name
         self.parts: AtomParts = class_parts(analysis, layout)
         self._specs: dict[ValueDims, Spec] = {}
+
+    def repeats(self, index: int) -> float:
+        """How often a device executes an operation in a step."""
+        op = self.analysis.graph.ops[index]
+        shared = self.stages > 1 and self.analysis.graph.in_loop(index)
+        return op.repeats / self.stages if shared else op.repeats
+
+    def slices(self, use: ParameterUse) -> int:
+        """How many slices of a parameter a device uses, one after the other."""
+        return max(1, use.slices // self.stages)
 
     def degree(self, parts: Collection[str]) -> int:
         """How many shards some parts make."""

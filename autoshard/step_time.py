@@ -11,6 +11,7 @@ The estimate ranks layouts; the compiler's schedule decides (`docs/planning.md`)
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -33,6 +34,7 @@ from autoshard.sharded_program import ShardedProgram
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import Fabric, MachineModel
 
+PERMUTE = "collective-permute"
 _ROWS = 8  # of a tile of the matrix unit
 _HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
 # Parameters are read and written, gradients read; the optimizer's state is read and written.
@@ -92,6 +94,8 @@ class StepTimer:
     def _line(self, mesh: MeshShape, kind: str, axes: tuple[str, ...]) -> tuple[float, float]:
         """Latency and seconds a byte: every model of a collective is linear in its bytes."""
         groups, unit = groups_over(mesh, axes), 1e6
+        if kind == PERMUTE:  # everybody hands on to the next
+            groups = tuple(pair for group in groups for pair in itertools.pairwise(group))
         none, some = (collective_time(self.machine, kind, b, groups).seconds for b in (0.0, unit))
         return none, (some - none) / unit
 
@@ -101,7 +105,7 @@ class StepTimer:
         rate = self.machine.flops_per_s(_dtype(program, op.inputs[0])) * self.machine.efficiency
         traffic = sum(program.local_bytes(v) for v in {*op.inputs, *op.outputs})
         flops = _padded_flops(program, index, self.machine.matrix_tile)
-        return op.repeats * max(flops / rate, traffic / self.machine.hbm_bytes_per_s)
+        return program.repeats(index) * max(flops / rate, traffic / self.machine.hbm_bytes_per_s)
 
 
 def _dtype(program: ShardedProgram, value: int) -> str:
@@ -155,7 +159,7 @@ def _traffic_bytes(program: ShardedProgram, sizes: Sizes, buffers: Iterable[Buff
         op = ops[index]
         # A stack is written slice by slice, all of it once in the loops around its own.
         slices = int(op.params["length"]) if op.primitive == SCAN_YS else 1
-        total += 2 * sizes.buffer(buffer) * op.repeats / slices
+        total += 2 * sizes.buffer(buffer) * program.repeats(index) / slices
     return total
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from autoshard.mesh_shape import MeshShape
 from autoshard.rule_sets import RuleSet, data, zero
 from autoshard.rule_sets.assigned import Unit, assigned
+from autoshard.sharded_program import STAGE
 
 AS_WRITTEN = "as written"
 
@@ -55,6 +56,11 @@ class Decision:
         pairs = tuple((units[label], axis) for label, axis in self.uses)
         placed = (assigned(pairs),) if pairs else ()
         return (*stage, *placed) or (data(),)
+
+    @property
+    def stages(self) -> int:
+        """Stages of a pipeline; 1 for none."""
+        return self.shape.by_name.get(STAGE, 1)
 
     @property
     def simplicity(self) -> tuple[int, int, int, str]:

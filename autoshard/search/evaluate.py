@@ -12,8 +12,10 @@ from autoshard.predicted_collectives import Phase, PredictedCollective
 from autoshard.rule_sets import RuleSet
 from autoshard.rule_sets.assigned import Unit
 from autoshard.search.decision import Decision, MemoryChoice
+from autoshard.search.pipelines import pipelined, stage_rules
 from autoshard.search.question import Question
 from autoshard.search.variants import layout_for
+from autoshard.sharded_program import STAGE
 from autoshard.step_time import StepTime, StepTimer
 from passes.program import Role
 
@@ -69,7 +71,10 @@ class Evaluator:
     def of(self, decision: Decision, bound: tuple[RuleSet, ...] = ()) -> Evaluated:
         """Cost a decision; `bound` are rule sets that come before its own."""
         if decision not in self.known:
-            rules = (*bound, *decision.rules(self._units))
+            staged: tuple[RuleSet, ...] = ()
+            if decision.stages > 1:
+                staged = (stage_rules(self.question.subject, decision.stages),)
+            rules = (*bound, *staged, *decision.rules(self._units))
             self.known[decision] = self.of_rules(decision, rules)
         return self.known[decision]
 
@@ -101,11 +106,17 @@ class Evaluator:
 
     def cost_of(self, costed: Costed, layout: Layout, memory: MemoryChoice) -> CostReport:
         """The same of a program that was rewritten already."""
-        if memory.microbatches > 1:
-            self._check_rows(layout, memory.microbatches)
+        count, shape = memory.microbatches, layout.mesh.shape
+        if count > 1:
+            self._check_rows(layout, count)
         state = StateBytes(self.question.optimizer_bytes(layout))
-        one = estimate(costed, layout_for(costed, layout), state, self.timer(layout.mesh.shape))
-        return one if memory.microbatches == 1 else _accumulated(one, layout, memory.microbatches)
+        timer, fitted = self.timer(shape), layout_for(costed, layout)
+        searched = self.question.options.choose_passes and not self.question.pins
+        stages = shape.by_name.get(STAGE, 1) if searched else 1
+        one = estimate(costed, fitted, state, timer, stages)
+        if stages > 1:
+            return pipelined(one, costed, fitted, timer, count)
+        return one if count == 1 else _accumulated(one, layout, count)
 
     def _check_rows(self, layout: Layout, count: int) -> None:
         degree = layout.mesh.refined.shards(layout.data_parts)

@@ -19,7 +19,7 @@ class SearchOptions:
         known, and the devices are not; else 0.
       choose_passes: whether microbatches and rematerialisation are decided, too.
       forbid: names of dimensions that are not to be sharded, and of mesh axes (`data`, `fsdp`,
-        `model`, `expert`) that an open mesh is not to have.
+        `model`, `expert`, `stage`) that an open mesh is not to have.
       microbatches: counts to choose from.
       progress: called with a line now and then.
     """
@@ -28,7 +28,7 @@ class SearchOptions:
     verify: int | None = None
     choose_passes: bool = False
     forbid: tuple[str, ...] = ()
-    microbatches: tuple[int, ...] = (1, 2, 4, 8)
+    microbatches: tuple[int, ...] = (1, 2, 4, 8, 16)
     progress: Report | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:

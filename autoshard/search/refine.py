@@ -44,6 +44,8 @@ def refined(
     for one in ranked:
         if one.layout is None or one.cost is None or len(seen) == _LAYOUTS:
             continue
+        if one.decision.stages > 1:
+            continue  # the pass would see the whole batch, and not a microbatch
         place = dataclasses.replace(one.decision, memory=MemoryChoice())
         key = (place, one.decision.memory.microbatches)
         if key in seen:

@@ -15,6 +15,7 @@ from autoshard.rule_sets.base import TENSOR_AXIS_NAMES, Subject, is_data_axis
 from autoshard.rule_sets.redco import sharded_atoms
 from autoshard.search.decision import AS_WRITTEN, Decision, MemoryChoice
 from autoshard.search.variants import POLICIES
+from autoshard.sharded_program import STAGE
 from passes.program import Role
 
 # Dimensions that an axis is never given: rows are the data axes' own, an iteration of a loop needs
@@ -35,7 +36,7 @@ class Space:
       column_units: labels of what Redco's rules shard.
       trains: whether storage of gradients and optimizer state is a choice.
       memories: choices of what is kept.
-      free_axes: axes that are neither reserved nor the user's own rules'.
+      taken_axes: axes that the user's own rules or passes use.
     """
 
     units: tuple[Unit, ...]
@@ -53,15 +54,14 @@ class Space:
 
     def tensor_axes(self, shape: MeshShape) -> tuple[str, ...]:
         """Axes of a mesh that may shard units: by name, else those not for data."""
-        wide = [
-            name for name, size in shape.by_name.items() if size > 1 and name not in self.taken_axes
-        ]
+        taken = self.taken_axes | {STAGE}
+        wide = [name for name, size in shape.by_name.items() if size > 1 and name not in taken]
         named = [n for n in wide if n.lower() in TENSOR_AXIS_NAMES or n == "expert"]
         return tuple(named or [n for n in wide if not is_data_axis(n)])
 
     def data_axes(self, shape: MeshShape, uses: Sequence[tuple[str, str]]) -> tuple[str, ...]:
         """Axes of more than one device that shard the batch under some uses."""
-        used = {axis for _, axis in uses} | self.taken_axes
+        used = {axis for _, axis in uses} | self.taken_axes | {STAGE}
         return tuple(n for n, size in shape.by_name.items() if size > 1 and n not in used)
 
     def seeds(self) -> Iterator[Decision]:
@@ -78,7 +78,18 @@ class Space:
                 layouts.append(())
             for uses in layouts:
                 for stage in (0, 3) if self.trains else (0,):
-                    yield self._tidy(Decision(shape, uses, stage, (), self.memories[0]))
+                    for memory in self._first_memories(shape):
+                        yield self._tidy(Decision(shape, uses, stage, (), memory))
+
+    def _first_memories(self, shape: MeshShape) -> tuple[MemoryChoice, ...]:
+        """The plainest; in a pipeline with the most microbatches, so that stages wait least."""
+        if shape.by_name.get(STAGE, 1) == 1:
+            return self.memories[:1]
+        return self._of_pipelines()[-1:]
+
+    def _of_pipelines(self) -> tuple[MemoryChoice, ...]:
+        """Those with microbatches, fewest first; a stage computes its layers again in any case."""
+        return tuple(m for m in self.memories if m.microbatches > 1 and m.remat == AS_WRITTEN)
 
     def neighbours(self, at: Decision) -> Iterator[Decision]:
         """Decisions that differ in one choice."""
@@ -92,7 +103,8 @@ class Space:
             alike = (memory.remat == at.memory.remat) != (
                 memory.microbatches == at.memory.microbatches
             )
-            if memory != at.memory and alike:
+            runs = at.stages == 1 or memory in self._of_pipelines()
+            if memory != at.memory and alike and runs:
                 yield dataclasses.replace(at, memory=memory)
 
     def _other_storage(self, at: Decision) -> Iterator[Decision]:
@@ -127,6 +139,9 @@ class Space:
     def _other_shapes(self, at: Decision) -> Iterator[Decision]:
         """Meshes between which a prime factor has gone from one axis to another."""
         for shape in self.shapes:
+            staged = shape.by_name.get(STAGE, 1) > 1
+            if staged and at.memory not in self._of_pipelines():
+                continue
             if shape != at.shape and _one_factor_apart(shape, at.shape):
                 axes = self.tensor_axes(shape)
                 uses = tuple((label, axis) for label, axis in at.uses if axis in axes)
@@ -155,7 +170,8 @@ class Space:
                     continue
                 for stage, over in self._storages(shape, uses):
                     for memory in self.memories:
-                        yield Decision(shape, uses, stage, over, memory)
+                        if shape.by_name.get(STAGE, 1) == 1 or memory in self._of_pipelines():
+                            yield Decision(shape, uses, stage, over, memory)
 
 
 def _one_factor_apart(shape: MeshShape, other: MeshShape) -> bool:
@@ -283,7 +299,11 @@ def column_units(subject: Subject, units: Sequence[Unit]) -> frozenset[str]:
 
 
 def open_shapes(
-    count: int, slices: int, axes: Sequence[str], forbidden: Sequence[str]
+    count: int,
+    slices: int,
+    axes: Sequence[str],
+    forbidden: Sequence[str],
+    stages: Sequence[int] = (),
 ) -> tuple[MeshShape, ...]:
     """Meshes of `count` devices; only `data` crosses slices.
 
@@ -292,7 +312,17 @@ def open_shapes(
       slices: of the machine.
       axes: names besides `data`, such as `fsdp`, `expert`, `model`.
       forbidden: those that are not to be wider than one device.
+      stages: of pipelines, an axis of their own, outermost.
     """
+    if stages and slices == 1 and STAGE not in forbidden:
+        plain = open_shapes(count, slices, axes, forbidden)
+        staged = [
+            MeshShape((STAGE, *shape.names), (s, *shape.sizes))
+            for s in stages
+            if count % s == 0
+            for shape in open_shapes(count // s, slices, axes, forbidden)
+        ]
+        return (*plain, *staged)
     wide = [name for name in axes if name not in forbidden]
     rest: list[tuple[int, tuple[int, ...]]] = [(count, ())]
     for _ in wide:
