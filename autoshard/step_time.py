@@ -5,7 +5,7 @@ products       matrix products and convolutions: the greater of FLOPs at the sus
 traffic        what else is written to memory, and read again (`memory_buffers` says what)
 optimizer      state, parameters and gradients once through
 communication  predicted collectives on the links that they run over; what the compiler is known to
-               run beside computation is hidden behind that, as far as it goes
+               run beside computation is hidden, as far as one product goes
 
 The estimate ranks layouts; the compiler's schedule decides (`docs/planning.md`).
 """
@@ -189,17 +189,25 @@ def step_time(
     traffic = _traffic_bytes(program, sizes, buffers) / machine.hbm_bytes_per_s
     state = _PARAMETER_PASSES * memory.parameters_bytes + _OPTIMIZER_PASSES * memory.optimizer_bytes
     optimizer = state / machine.hbm_bytes_per_s if trains else 0.0
-    hidden, open_s = 0.0, 0.0
+    communication, exposed, hidden = 0.0, 0.0, 0.0
     mesh = program.layout.mesh.refined
+    beside_s = _mean_product_s(program, products)
     for one in collectives:
         as_made = _as_made(one, mesh, machine)
-        seconds = one.count * timer.collective_s(mesh, as_made)
-        if _hides(as_made, machine):
-            hidden += seconds
-        else:
-            open_s += seconds
-    exposed = open_s + max(0.0, hidden - products - traffic)
-    return StepTime(products, traffic, optimizer, hidden + open_s, exposed)
+        each_s = timer.collective_s(mesh, as_made)
+        communication += one.count * each_s
+        covered = min(each_s, beside_s) if _hides(as_made, machine) else 0.0
+        hidden += one.count * covered
+        exposed += one.count * (each_s - covered)
+    exposed += max(0.0, hidden - products - traffic)
+    return StepTime(products, traffic, optimizer, communication, exposed)
+
+
+def _mean_product_s(program: ShardedProgram, products_s: float) -> float:
+    """Seconds of one product: a collective runs beside the one before it, or that it is of."""
+    count = len(program.analysis.graph.ops)
+    runs = sum(program.repeats(index) for index in range(count) if is_product(program, index))
+    return products_s / runs if runs else 0.0
 
 
 def _as_made(

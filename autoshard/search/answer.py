@@ -6,6 +6,7 @@ from autoshard.search.decision import AS_WRITTEN
 from autoshard.search.evaluate import Evaluated
 from autoshard.search_record import RunnerUp, SearchRecord
 
+_FAR = 1.5  # times the best, by the estimate: not worth compiling
 _LATER = 3  # places that each further choice of one layout stands behind its rank
 
 
@@ -32,16 +33,17 @@ class Answer:
         """The best `count` that fit and differ in what the estimate can tell apart.
 
         What is compiled to be compared should differ, and the estimate is least sure of what the
-        compiler makes of what is saved. So after the best come the best that saves what the model
-        was written to save, and the best that saves something else again; and a layout's further
-        choices of what is saved stand behind other layouts.
+        compiler makes of what is saved, and of what it hides. So after the best come the best that
+        saves what the model was written to save, and the best that stores otherwise (sharded or
+        whole) if it is not far behind; and a layout's further choices of what is saved stand behind
+        other layouts.
         """
         distinct = self._distinct()
-        kinds = dict.fromkeys(one.decision.memory.remat for one in distinct)
-        wanted = sorted(kinds, key=lambda kind: kind == AS_WRITTEN, reverse=True)
         first = distinct[:1]
-        for kind in [k for k in wanted if k != first[0].decision.memory.remat][:2] if first else []:
-            first.append(next(x for x in distinct if x.decision.memory.remat == kind))
+        for differs in (_as_written, _stored_otherwise):
+            found = next((x for x in distinct if first and differs(x, first[0])), None)
+            if found is not None and found not in first:
+                first.append(found)
         turns: dict[object, int] = {}
         later: list[tuple[int, int, Evaluated]] = []
         for place, one in enumerate(distinct):
@@ -62,6 +64,18 @@ class Answer:
                 found.append(one)
             seen |= keys
         return found
+
+
+def _as_written(one: Evaluated, best: Evaluated) -> bool:
+    del best
+    return one.decision.memory.remat == AS_WRITTEN
+
+
+def _stored_otherwise(one: Evaluated, best: Evaluated) -> bool:
+    assert one.cost is not None
+    assert best.cost is not None
+    near = one.cost.time.total_s <= _FAR * best.cost.time.total_s
+    return near and (one.decision.zero == 0) != (best.decision.zero == 0)
 
 
 def _layout(one: Evaluated) -> object:
