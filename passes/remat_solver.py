@@ -30,6 +30,7 @@ from passes.remat_problem import (
 
 _GAP = 1e-4
 _TIME_LIMIT_S = 60.0
+_PASSES = 3.0  # forward, and a backward pass with two products for each of them
 _TIE = 1e-6  # of a second's worth: between choices of equal time the smaller one
 
 
@@ -98,6 +99,44 @@ def solve(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> 
             + ", or shard the activations further"
         )
     return _choice(blocks, columns, result[0], rates, result[1])
+
+
+def solve_any(
+    candidates: Sequence[Sequence[BlockProblem]], budget_bytes: float, rates: Rates
+) -> tuple[int, Choice]:
+    """The best decision for any of several programs of the same result.
+
+    Args:
+      candidates: the loops of each; what a forward pass takes longer than that of the first is
+        counted, and twice as much for its backward pass.
+      budget_bytes, rates: as for `solve`.
+
+    Returns:
+      Which candidate, and its decision; `seconds` include what is counted besides.
+
+    Raises:
+      PassError: not even the smallest choice of any fits the budget.
+    """
+    least = _forward_s(candidates[0])
+    found: list[tuple[int, Choice]] = []
+    errors: list[PassError] = []
+    for i, blocks in enumerate(candidates):
+        longer = _PASSES * max(0.0, _forward_s(blocks) - least)
+        if found and longer >= min(one.seconds for _, one in found):
+            continue
+        try:
+            one = solve(blocks, budget_bytes, rates)
+        except PassError as error:
+            errors.append(error)
+            continue
+        found.append((i, dataclasses.replace(one, seconds=one.seconds + longer)))
+    if not found:
+        raise errors[0]
+    return min(found, key=lambda pair: pair[1].seconds)
+
+
+def _forward_s(blocks: Sequence[BlockProblem]) -> float:
+    return sum(block.length * block.forward_s for block in blocks)
 
 
 def _mib(size_bytes: float) -> str:
