@@ -14,7 +14,9 @@ kept is chosen value by value, and they may stay on the device, too.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,13 +89,13 @@ def token_splits(
     or rows where positions are sharded. The first group has about 1, 2, 3 or 4 eighths of them, in
     whole tiles; as either group can be kept, these are all the eighths.
     """
-    carries: list[Any] = [x for x in loop.carries if differentiable(x) and len(x.aval.shape) > 1]
+    carries = [x for x in loop.carries if differentiable(x) and len(ir.spec(x).shape) > 1]
     if not carries:
         return ()
-    widest: Any = max(carries, key=lambda x: x.aval.size)
-    spec = specs.get(widest, ())
-    for dim in reversed(range(len(widest.aval.shape) - 1)):
-        size = widest.aval.shape[dim]
+    widest = max(carries, key=lambda x: math.prod(ir.spec(x).shape))
+    spec, shape = specs.get(widest, ()), ir.spec(widest).shape
+    for dim in reversed(range(len(shape) - 1)):
+        size = shape[dim]
         if costs.degree(spec[dim : dim + 1]) == 1 and size > 1:
             unit = next(x for x in _TILES if size % x == 0 and size >= 2 * x)
             firsts = {max(1, round(size * k / _EIGHTHS / unit)) * unit for k in range(1, 5)}
@@ -152,10 +154,12 @@ class _Grouped:
       whole_side: the operand that stays whole in a product of tokens with tokens, if it may be
         either.
       joined: elements of what was put together.
+      eqn: what is evaluated.
     """
 
     def __init__(self, split: TokenSplit, whole_side: int) -> None:
         self.split, self.whole_side, self.joined = split, whole_side, 0
+        self.eqn: ir.JaxprEqn | None = None
         self.groups = (
             TokenGroup(split.size, 0, split.first, 0),
             TokenGroup(split.size, split.first, split.size, 1),
@@ -168,10 +172,11 @@ class _Grouped:
         self.env.update(zip(loop.body.constvars, loop.consts, strict=True))
         self.env.update(zip(loop.body.invars, operands, strict=True))
         for x in loop.carries:
-            shape: tuple[int, ...] = x.aval.shape
+            shape = ir.spec(x).shape
             if len(shape) > dim and shape[dim] == size and differentiable(x):
                 self.env[x] = _Tokens(dim, self.env[x])
         for eqn in loop.body.eqns:
+            self.eqn = eqn
             self._equation(eqn)
         return [self._whole(ir.read(self.env, x)) for x in loop.body.outvars]
 
@@ -191,14 +196,22 @@ class _Grouped:
         if value.whole is None:
             assert value.parts is not None
             self.joined += sum(x.size for x in value.parts)
-            value.whole = jax.lax.concatenate(value.parts, value.dim)
+            dim = value.dim
+            value.whole = self._placed(lambda *x: jax.lax.concatenate(x, dim), *value.parts)
         return value.whole
+
+    def _placed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        return function(*arrays) if self.eqn is None else ir.located(function, self.eqn)(*arrays)
 
     def _part(self, value: Any, group: TokenGroup) -> Value:
         if not isinstance(value, _Tokens):
             return Value(value)
         if value.parts is None:
-            value.parts = [one.rows(value.whole, value.dim) for one in self.groups]
+            dim = value.dim
+            value.parts = [
+                self._placed(functools.partial(one.rows, dim=dim), value.whole)
+                for one in self.groups
+            ]
         return Value(value.parts[group.index], value.dim)
 
     def _equation(self, eqn: ir.JaxprEqn) -> None:
@@ -254,7 +267,7 @@ class _Grouped:
         along which dimension what follows is computed in groups.
         """
         for x, value in zip(eqn.invars, values, strict=True):
-            if isinstance(value, _Tokens) and x.aval.shape == var.aval.shape:  # type: ignore[attr-defined]
+            if isinstance(value, _Tokens) and ir.spec(x).shape == var.aval.shape:
                 return value.dim
         return None
 
@@ -291,7 +304,7 @@ def _custom_jvp(eqn: ir.JaxprEqn, operands: Sequence[Value], evaluator: Evaluato
         jaxpr, consts = ir.closed(jax.make_jaxpr(pushforward(eqn))(specs, floating_of(eqn, specs)))
         given = values(floating_of(eqn, tangents), floating_of(eqn, dims))
         both = inside.run(jaxpr, consts, [*values(arrays, dims), *given])
-        return tuple(x.cut(dim, evaluator.batch) for x in both)
+        return tuple(x.array for x in both)
 
     (dim,) = (x.dim for x in inside.run(*called, operands))
     if dim is None:
