@@ -30,7 +30,7 @@ from passes.remat_problem import (
 
 _GAP = 1e-4
 _TIME_LIMIT_S = 60.0
-_PASSES = 3.0  # forward, and a backward pass with two products for each of them
+_PASSES = 6.0  # traffic of both passes, in that of the forward pass; see solve_any
 _WORTHWHILE = 1e-3  # the share of its time by which another candidate must be able to win
 _TIE = 1e-6  # of a second's worth: between choices of equal time the smaller one
 
@@ -139,8 +139,9 @@ def solve_any(
     and which need not be.
 
     Args:
-      candidates: the loops of each; what a forward pass takes longer than that of the first is
-        counted, and twice as much for its backward pass.
+      candidates: the loops of each; what a forward pass takes longer than that of the first counts
+        six times: so much more is read and written in both passes where products are in two parts
+        (operands of three products, and the two parts of each parameter's gradient).
       budget_bytes: as for `solve`.
       rates: as for `solve`.
 

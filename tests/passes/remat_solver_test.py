@@ -190,7 +190,7 @@ def test_shares_of_tokens_equal_trying_every_choice_and_are_never_worse(
     trials = []
     for blocks in candidates:
         found = best_by_trying(blocks, budget, rates)
-        longer = 3 * block.length * (blocks[0].forward_s - block.forward_s)
+        longer = 6 * block.length * (blocks[0].forward_s - block.forward_s)
         trials.append(None if found is None else found + longer)
     fitting = [x for x in trials if x is not None]
     if not fitting:
@@ -220,5 +220,5 @@ def test_a_share_is_kept_where_the_whole_does_not_fit() -> None:
     kept = {halves.values[i].name for i in choice[1].blocks[0].saved}
     assert "v1/1" in kept and "v1/0" not in kept
     again = 2 * 0.25 * 8.0 * 1.02
-    longer = 3 * 2 * 8.0 * 0.02
+    longer = 6 * 2 * 8.0 * 0.02
     assert choice[1].seconds == pytest.approx(again + longer + 2 * 4.0 / HBM)

@@ -33,9 +33,10 @@ from passes.stack_layers import StackLayers
 from passes.token_split import TokenSplit, split_tokens, token_splits
 from tests.passes import programs
 
-# Weights are small beside the traffic that this memory takes, as on long sequences.
+# Traffic costs little, as if sequences were long; what iterations can send to the host is less than
+# some single values.
 MACHINE = MachineModel(
-    "test", "tpu", 1e9, (("f32", 1e11),), 1e12, 2**30, 1e11, 2**20, 1e10, (), ((),)
+    "test", "tpu", 1e9, (("f32", 1e11),), 1e12, 2**30, 1e14, 2**20, 4e8, (), ((),)
 )
 MIB = 2**20
 
@@ -138,16 +139,16 @@ def test_the_compiled_program_computes_only_the_rest_again() -> None:
 @pytest.mark.parametrize("offload", ["none", "auto"])
 def test_auto_keeps_loss_and_gradients(name: str, overrides: dict[str, Any], offload: Any) -> None:
     program = of_spec(name, **overrides)
-    budget = 0.3 * MIB if name == "llama3_tiny" else 1.2 * MIB
+    budget = 0.4 * MIB if name == "llama3_tiny" else 0.8 * MIB
     whole = Remat(budget_bytes=budget, offload=offload).apply(program)
     after = Remat(budget_bytes=budget, offload=offload, token_wise=True).apply(program)
-    assert objective_s(after) <= objective_s(whole)
-    if offload == "none":
-        assert any("tokens in groups of" in note for note in after.notes), after.notes
+    assert objective_ms(after) < objective_ms(whole)
+    assert any("tokens in groups of" in note for note in after.notes), after.notes
     programs.assert_same(program, after)
 
 
-def objective_s(program: Program) -> float:
+def objective_ms(program: Program) -> float:
+    """What the pass says that its choice costs a step."""
     (found,) = [re.search(r"; ([\d.]+) ms a step", x) for x in program.notes if "; " in x][:1]
     assert found
     return float(found.group(1))
