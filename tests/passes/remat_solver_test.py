@@ -149,9 +149,8 @@ def in_groups(block: BlockProblem, share: float, whole: frozenset[int]) -> Block
             places.append([len(values)])
             values.append(old)
             continue
-        step, parts = block.steps[old.maker], (share, 1 - share)
-        if old.maker in whole:
-            parts = (1.0,)
+        step = block.steps[old.maker]
+        parts = [1.0] if old.maker in whole else [share, 1 - share]
         first = next(k for k, x in enumerate(block.values) if x.maker == old.maker)
         if block.values[first] is old:
             for g, part in enumerate(parts):
