@@ -1,6 +1,7 @@
 """The remat pass beside JAX's own policies, at equal compiled memory.
 
     python -m benchmarks.remat [--models=llama3_8b,32B] [--shares=0.4,0.8] [--most=3]
+    python -m benchmarks.remat --token_wise
 
 Two training steps are compiled for the TPU and simulated: `llama3_8b` (autoshard's plan) and the
 32B of `published_throughput.csv` (its own shardings and kernel, `benchmarks.published_model`).
@@ -10,6 +11,10 @@ fits.
 The pass gets `budget_bytes` by bisection: what `full` leaves of the HBM, less what the compiled
 program took too much. Bars: never slower than the best built-in policy that fits, and 10% faster in
 two of the four.
+
+`--token_wise` compiles another step, a narrow Llama of 8 layers on `v5e:2x4`, where activations may
+go to the host: under `full`, and under the pass at one tight budget, with whole values and with
+shares of tokens.
 """
 
 import argparse
@@ -44,6 +49,7 @@ GIB = 2**30
 BAR = 0.10
 LLAMA_ROWS = 64
 LLAMA_LENGTH = 2048
+NARROW_LAYERS, NARROW_WIDTH, NARROW_ROWS, NARROW_LENGTH = 8, 1024, 4, 1024
 FIRST = 0.95  # of what is left, in the first compilation
 
 
@@ -94,11 +100,55 @@ def compile_llama(one: Remat) -> Measured:
         dtype="bfloat16",
         passes=[one],
     )
+    return _of_report(compiled)
+
+
+def _of_report(compiled: Any) -> Measured:
     report = compiled.report
     notes = tuple(note for record in compiled.plan.passes for note in record.notes)
     needed = report.out_of_memory.needed_bytes if report.out_of_memory else 0
     step_s = report.timeline.step_s if report.timeline else float("inf")
     return _measured(report.memory, needed, step_s, notes)
+
+
+def compile_narrow(one: Remat) -> Measured:
+    """A Llama of width 1,024, 8 layers, four sequences of 1,024 on each of 8 v5e, ZeRO-3."""
+    spec = models.get(
+        "llama3_tiny", num_layers=NARROW_LAYERS, scan_layers=True, remat="none", dtype="bfloat16",
+        d_model=NARROW_WIDTH, d_ff=4 * NARROW_WIDTH, num_heads=8, num_kv_heads=8,
+        vocab_size=4096, max_seq_len=NARROW_LENGTH,
+    )  # fmt: skip
+    compiled: Any = autoshard.compile(
+        spec.build(),
+        "v5e:2x4 data=8",
+        batch=spec.example_batch(8 * NARROW_ROWS, NARROW_LENGTH),
+        rules="zero3",
+        optimizer=optax.adamw(3e-4),
+        dtype="bfloat16",
+        passes=[one],
+    )
+    return _of_report(compiled)
+
+
+def token_wise(shares: Sequence[float]) -> None:
+    """The narrow step, its values kept whole and in shares of tokens, printed.
+
+    Args:
+      shares: of what is carried, what may be saved on the device beside it.
+    """
+    carried = NARROW_LAYERS * NARROW_ROWS * NARROW_LENGTH * NARROW_WIDTH * 2
+    print("narrow llama: compiled HBM, host memory, simulated step", flush=True)
+    print(f"  full                       {compile_narrow(Remat(policy='full'))}", flush=True)
+    for share in shares:
+        for shares_of_tokens in (False, True):
+            one = Remat(
+                budget_bytes=(1 + share) * carried, offload="auto", token_wise=shares_of_tokens
+            )
+            found = compile_narrow(one)
+            name = "auto, token_wise" if shares_of_tokens else "auto"
+            print(f"  {name:17} {(1 + share) * carried / GIB:4.2f} GiB {found}", flush=True)
+            for note in found.notes:
+                print(f"      {note}", flush=True)
 
 
 def _specs_by_size(row: published.Row, batch_size: int, program: Program) -> Mapping[ir.Var, Spec]:
@@ -276,8 +326,12 @@ def main() -> None:
         default="full,dots_no_batch",
         help="JAX's; dots and none keep all that dots_no_batch keeps, and more",
     )
+    parser.add_argument("--token_wise", action="store_true", help="shares of tokens, on v5e:2x4")
     flags = parser.parse_args()
     shares = [float(share) for share in flags.shares.split(",")]
+    if flags.token_wise:
+        token_wise(shares)
+        return
     gains = [
         gain
         for subject in subjects(flags.models.split(","))

@@ -40,6 +40,11 @@ class PassSettings(FlagFields):
     remat_budget_gib: float = option(
         0.0, "GiB a device for saved activations, with --remat=auto. 0: what the device has left."
     )
+    remat_token_wise: bool = option(
+        False,
+        "With --remat=auto, a share of a value's tokens may be kept and the rest computed again "
+        "(MEMO).",
+    )
     offload: str = option(
         "",
         "What waits in host memory: `activations`, `optimizer`, or both joined by `+`. Empty: "
@@ -73,6 +78,8 @@ class PassSettings(FlagFields):
             )
         if self.remat_budget_gib and self.remat != "auto":
             raise ConfigError("--remat_budget_gib is a budget for --remat=auto: set that, too.")
+        if self.remat_token_wise and self.remat != "auto":
+            raise ConfigError("--remat_token_wise is decided by --remat=auto: set that, too.")
 
     @property
     def offloaded(self) -> tuple[str, ...]:
@@ -112,4 +119,6 @@ class PassSettings(FlagFields):
             settings.append(f"budget_bytes={int(self.remat_budget_gib * 2**30)}")
         if "activations" in self.offloaded:
             settings.append("offload='auto'")
+        if self.remat_token_wise:
+            settings.append("token_wise=True")
         return f"remat({', '.join(settings)})"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from passes import ir
 from passes.cut_rules import TABLE, CannotCut, bind, linear_of_sum
-from passes.cut_values import Batch, Value
+from passes.cut_values import Cut, Value
 from passes.errors import PassError
 
 # What makes a sum whole: given the variable of a sum that depends on no parameter.
@@ -40,7 +40,7 @@ class Evaluator:
       derives: whether results will be differentiated; not inside a custom derivative's rule.
     """
 
-    batch: Batch
+    batch: Cut
     total: Total | None = None
     derives: bool = True
 
@@ -56,7 +56,7 @@ class Evaluator:
         env.update(zip(jaxpr.invars, operands, strict=True))
         for eqn in jaxpr.eqns:
             values = [self._read(env, x) for x in eqn.invars]
-            results = self._equation(eqn, jaxpr, values)
+            results = self.equation(eqn, values)
             for var, value in zip(eqn.outvars, results, strict=True):
                 if value.summed and value.free and self.total is not None:
                     value = Value(self.total(var))
@@ -66,9 +66,12 @@ class Evaluator:
     def _read(self, env: dict[Any, Value], atom: Any) -> Value:
         return Value(atom.val) if ir.is_literal(atom) else env[atom]
 
-    def _equation(
-        self, eqn: ir.JaxprEqn, jaxpr: ir.Jaxpr, values: Sequence[Value]
-    ) -> Sequence[Value]:
+    def equation(self, eqn: ir.JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
+        """The results of an equation in this part.
+
+        Raises:
+          PassError: rows of the batch meet in a way that parts cannot compute alone.
+        """
         name = eqn.primitive.name
         try:
             called = ir.callee(eqn)
@@ -76,7 +79,7 @@ class Evaluator:
                 name in ir.PLAIN_CALLS or (name in ir.CUSTOM_DERIVATIVES and not self.derives)
             ):
                 return self.run(ir.inlined(called[0], eqn), called[1], values)
-            if all(x.is_whole for x in values) and not _has_random_bits(eqn):
+            if all(x.is_whole for x in values) and not has_random_bits(eqn):
                 return self._whole(eqn, values)
             if name == "scan":
                 return self._scan(eqn, values)
@@ -116,7 +119,7 @@ class Evaluator:
             dims, shape = eqn.params["broadcast_dimensions"], eqn.params["shape"]
 
             def broadcast(dim: int) -> Any:
-                smaller = [s // (batch.count if d == dim else 1) for d, s in enumerate(shape)]
+                smaller = [batch.share(s) if d == dim else s for d, s in enumerate(shape)]
                 source = list(dims).index(dim) if dim in dims else None
                 x = values[0].array if source is None else values[0].cut(source, batch)
                 return bind(eqn, [x], shape=tuple(smaller))[0]
@@ -127,7 +130,7 @@ class Evaluator:
             def draw(dim: int) -> Any:
                 # Other bits than those of the whole array's rows, as independent as they are.
                 shape = list(eqn.params["shape"])
-                shape[dim] //= batch.count
+                shape[dim] = batch.share(shape[dim])
                 folded = jax.random.fold_in(values[0].array, batch.index)
                 return bind(eqn, [folded], shape=tuple(shape))[0]
 
@@ -273,7 +276,7 @@ def _sliced(value: Value, atom: Any) -> Value:
     return dataclasses.replace(_bare(value), dim=None if value.dim is None else value.dim - 1)
 
 
-def _cotangent(found: Value, operand: Value, batch: Batch) -> Any:
+def _cotangent(found: Value, operand: Value, batch: Cut) -> Any:
     """An operand's cotangent in this part.
 
     A whole operand gets a share: the parts' gradients are added up, and a sum's are shares already.
@@ -285,7 +288,7 @@ def _cotangent(found: Value, operand: Value, batch: Batch) -> Any:
     raise CannotCut("the gradient of what all rows share has rows of its own")
 
 
-def _has_random_bits(eqn: ir.JaxprEqn) -> bool:
+def has_random_bits(eqn: ir.JaxprEqn) -> bool:
     """Whether an equation that contains others draws random numbers inside."""
     nested = (v for v in eqn.params.values() if isinstance(v, (ir.ClosedJaxpr, ir.Jaxpr)))
     return any(

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from passes import ir
-from passes.cut_values import Batch, Value
+from passes.cut_values import Cut, Value
 
 
 class CannotCut(Exception):
     """The parts of a batch cannot compute an equation each on its own; says why."""
 
 
-Rule = Callable[[ir.JaxprEqn, Sequence[Value], Batch], list[Value]]
+Rule = Callable[[ir.JaxprEqn, Sequence[Value], Cut], list[Value]]
 
 _SAME_SHAPE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bitcast_convert_type cbrt ceil
@@ -55,7 +55,7 @@ def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
-def same_shape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def same_shape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """All operands and results have one shape; scalars may stand beside them."""
     dim = _only_cut(operands).dim
     assert dim is not None
@@ -66,19 +66,19 @@ def same_shape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> lis
     return [Value(r, dim, free=_free(operands)) for r in bind(eqn, arrays)]
 
 
-def broadcast_in_dim(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def broadcast_in_dim(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     assert source is not None
     dim = eqn.params["broadcast_dimensions"][source]
     shape = list(eqn.params["shape"])
     if shape[dim] != _shape(eqn.invars[0])[source]:
         raise CannotCut("one row of the batch is repeated")
-    shape[dim] //= batch.count
+    shape[dim] = batch.share(shape[dim])
     result = bind(eqn, [operands[0].array], shape=tuple(shape))[0]
     return [Value(result, dim, free=operands[0].free)]
 
 
-def reshape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def reshape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     old, new, source = _shape(eqn.invars[0]), list(eqn.params["new_sizes"]), operands[0].dim
     assert source is not None
     before = int(np.prod(old[:source], dtype=np.int64))
@@ -86,19 +86,19 @@ def reshape(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[V
         if int(np.prod(new[:dim], dtype=np.int64)) == before and size != 1:
             if size % batch.size:
                 raise CannotCut(f"rows are split or mixed by a reshape of {old} to {tuple(new)}")
-            new[dim] = size // batch.count
+            new[dim] = batch.share(size)
             result = bind(eqn, [operands[0].array], new_sizes=tuple(new))[0]
             return [Value(result, dim, free=operands[0].free)]
     raise CannotCut(f"the batch is not the major part of any dimension of {old} as {tuple(new)}")
 
 
-def transpose(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def transpose(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     permutation = eqn.params["permutation"]
     dim = list(permutation).index(operands[0].dim)
     return [Value(bind(eqn, [operands[0].array])[0], dim, free=operands[0].free)]
 
 
-def squeeze(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def squeeze(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source, rank = operands[0].dim, len(_shape(eqn.invars[0]))
     assert source is not None
     gone = {d % rank for d in eqn.params["dimensions"]}
@@ -108,7 +108,7 @@ def squeeze(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[V
     return [Value(bind(eqn, [operands[0].array])[0], dim, free=operands[0].free)]
 
 
-def reduction(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def reduction(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """A reduction over other dimensions, or a sum over the batch."""
     source = operands[0].dim
     assert source is not None
@@ -125,7 +125,7 @@ def reduction(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list
 def along(parameter: str) -> Rule:
     """An operation along the dimension that a parameter names."""
 
-    def rule(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+    def rule(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
         source = _only_cut(operands).dim
         assert source is not None
         if eqn.params[parameter] % len(_shape(eqn.invars[0])) == source:
@@ -136,7 +136,7 @@ def along(parameter: str) -> Rule:
     return rule
 
 
-def tile(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def tile(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     assert source is not None
     if eqn.params["reps"][source] != 1:
@@ -144,7 +144,7 @@ def tile(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Valu
     return [Value(bind(eqn, [operands[0].array])[0], source, free=operands[0].free)]
 
 
-def stack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def stack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = _only_cut(operands).dim
     assert source is not None
     arrays = [x.cut(source, batch) for x in operands]
@@ -152,7 +152,7 @@ def stack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Val
     return [Value(bind(eqn, arrays)[0], dim, free=_free(operands))]
 
 
-def unstack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def unstack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     assert source is not None
     if eqn.params["axis"] == source:
@@ -161,13 +161,13 @@ def unstack(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[V
     return [Value(r, dim, free=operands[0].free) for r in bind(eqn, [operands[0].array])]
 
 
-def rev(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def rev(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     if operands[0].dim in eqn.params["dimensions"]:
         raise CannotCut("rows of the batch are reversed")
     return [Value(bind(eqn, [operands[0].array])[0], operands[0].dim, free=operands[0].free)]
 
 
-def pad(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def pad(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     if source is None or any(eqn.params["padding_config"][source]):
         raise CannotCut("rows of the batch are padded")
@@ -175,7 +175,7 @@ def pad(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value
     return [Value(bind(eqn, arrays)[0], source, free=_free(operands))]
 
 
-def slice_(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def slice_(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     assert source is not None
     begin, end = eqn.params["start_indices"][source], eqn.params["limit_indices"][source]
@@ -183,24 +183,24 @@ def slice_(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Va
     if (begin, end, step) != (0, _shape(eqn.invars[0])[source], 1):
         raise CannotCut(f"rows {begin} to {end} of the batch are picked out")
     limits = list(eqn.params["limit_indices"])
-    limits[source] //= batch.count
+    limits[source] = batch.share(limits[source])
     results = bind(eqn, [operands[0].array], limit_indices=tuple(limits))
     return [Value(results[0], source, free=operands[0].free)]
 
 
-def dynamic_slice(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def dynamic_slice(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = operands[0].dim
     if source is None or any(not x.is_whole for x in operands[1:]):
         raise CannotCut("where a slice begins depends on a row of the batch")
     sizes = list(eqn.params["slice_sizes"])
     if sizes[source] != _shape(eqn.invars[0])[source]:
         raise CannotCut("rows of the batch are picked out")
-    sizes[source] //= batch.count
+    sizes[source] = batch.share(sizes[source])
     results = bind(eqn, [x.array for x in operands], slice_sizes=tuple(sizes))
     return [Value(results[0], source, free=_free(operands))]
 
 
-def dynamic_update_slice(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def dynamic_update_slice(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     source = _only_cut(operands[:2]).dim if any(x.dim is not None for x in operands[:2]) else None
     if source is None or _shape(eqn.invars[0])[source] != _shape(eqn.invars[1])[source]:
         raise CannotCut("rows of the batch are replaced")
@@ -208,7 +208,7 @@ def dynamic_update_slice(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Bat
     return [Value(bind(eqn, arrays)[0], source, free=_free(operands))]
 
 
-def dot_general(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def dot_general(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     (contract, batched), free = eqn.params["dimension_numbers"], _free(operands)
     side = 0 if operands[0].dim is not None else 1
     source = operands[side].dim
@@ -231,7 +231,7 @@ def dot_general(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> li
     return [Value(bind(eqn, [x.array for x in operands])[0], place, free=free)]
 
 
-def convolution(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def convolution(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     numbers = eqn.params["dimension_numbers"]
     if operands[0].dim != numbers.lhs_spec[0] or not operands[1].is_whole:
         raise CannotCut("a convolution runs over the rows of the batch")
@@ -241,7 +241,7 @@ def convolution(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> li
     return [Value(result, numbers.out_spec[0], free=_free(operands))]
 
 
-def gather(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def gather(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """Lookups: rows of indices in a whole table, or row by row in as many rows of a table."""
     numbers, sizes = eqn.params["dimension_numbers"], list(eqn.params["slice_sizes"])
     table, indices = operands
@@ -275,12 +275,12 @@ def gather(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Va
                 raise CannotCut("rows of the batch are looked up")
             window = [d for d in range(len(sizes)) if d not in hidden]
             dim = offsets[window.index(table.dim)]
-            sizes[table.dim] //= batch.count
+            sizes[table.dim] = batch.share(sizes[table.dim])
     result = bind(eqn, [table.array, indices.array], slice_sizes=tuple(sizes))[0]
     return [Value(result, dim, free=_free(operands))]
 
 
-def scatter(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def scatter(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """Row by row (batching dimensions) only."""
     numbers = eqn.params["dimension_numbers"]
     table, indices, updates = operands
@@ -300,7 +300,7 @@ def scatter(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[V
     raise CannotCut("rows of the batch are scattered into one array")
 
 
-def keyed(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def keyed(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """Operations on a batch of random keys, each used alone."""
     dim = _only_cut(operands).dim
     assert dim is not None
@@ -310,7 +310,7 @@ def keyed(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Val
     return [Value(r, dim, free=_free(operands)) for r in bind(eqn, arrays)]
 
 
-def linear_of_sum(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+def linear_of_sum(eqn: ir.JaxprEqn, operands: Sequence[Value], batch: Cut) -> list[Value]:
     """An equation of sums: what is linear in them adds up, too."""
     name, free = eqn.primitive.name, _free(operands)
     summed = [x.summed for x in operands]

@@ -10,7 +10,7 @@ or drawn at random, and otherwise picked out of the whole.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,31 @@ import jax.numpy as jnp
 from passes.errors import PassError
 
 
+class Cut(Protocol):
+    """One part of a dimension that is cut into several."""
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole dimension."""
+
+    @property
+    def count(self) -> float:
+        """How many times the part goes into the whole."""
+
+    @property
+    def index(self) -> Any:
+        """int32[] or int, which part it is."""
+
+    def share(self, size: int) -> int:
+        """This part's share of a dimension of some size, of which the cut one is the major part."""
+
+    def rows(self, x: Any, dim: int) -> Any:
+        """This part's share of a whole array, along a dimension of which the cut one is major."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The split.
+    """The split of a batch into equal parts.
 
     Attributes:
       size: rows of the whole batch.
@@ -31,6 +53,10 @@ class Batch:
     size: int
     count: int
     index: Any
+
+    def share(self, size: int) -> int:
+        """Rows of a part, of a dimension of which the batch is major."""
+        return size // self.count
 
     def rows(self, x: Any, dim: int) -> Any:
         """This part's share of a whole array, along a dimension of which the batch is major.
@@ -73,7 +99,7 @@ class Value:
         """Shape of what the part holds."""
         return tuple(jnp.shape(self.array))
 
-    def cut(self, dim: int, batch: Batch) -> Any:
+    def cut(self, dim: int, batch: Cut) -> Any:
         """This part's rows.
 
         Raises:

@@ -24,8 +24,8 @@ from passes.hlo.machine import MachineModel
 from passes.program import Leaf, Role, Spec
 
 _FREE = frozenset(
-    "reshape transpose broadcast_in_dim squeeze expand_dims iota convert_element_type name stop_gradient "
-    "sharding_constraint copy reduce_precision random_wrap random_unwrap pvary "
+    "reshape transpose slice broadcast_in_dim squeeze expand_dims iota convert_element_type name "
+    "stop_gradient sharding_constraint copy reduce_precision random_wrap random_unwrap pvary "
     "optimization_barrier".split()
 )
 _MOVES = frozenset(

@@ -10,7 +10,7 @@ Without placement only the built-in policies are there, which look at single ope
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 
@@ -21,8 +21,9 @@ from passes.inline_calls import inline_calls
 from passes.program import Program, Role, Spec
 from passes.remat_body import NamedBody, flat_body
 from passes.remat_problem import Choice, Rates, kept_bytes
-from passes.remat_solver import saved_bytes, solve
+from passes.remat_solver import saved_bytes, solve_any
 from passes.remat_trace import BlockTrace, Loop, trace_block, value_names
+from passes.token_split import split_tokens, token_splits
 
 _POLICIES = jax.checkpoint_policies
 _BUILT_IN: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -55,11 +56,15 @@ class Remat:
         None: what parameters, gradients and two optimizer moments leave of 90% of the memory.
       offload: `auto`: values may go to the host as far as that is hidden behind the forward pass
         of their iteration; `all`: without that limit; `none`.
+      token_wise: with `auto`, whether the tokens may be computed in two groups, so that a share of
+        a value is kept and the rest made again (`token_split`); which share, eighths are tried,
+        and whether at all, is decided by cost.
     """
 
     policy: Literal["auto", "full", "none", "dots", "dots_no_batch", "offload_dots"] = "auto"
     budget_bytes: float | None = None
     offload: Literal["none", "auto", "all"] = "none"
+    token_wise: bool = False
     name: str = dataclasses.field(default="remat", init=False, repr=False)
     after_planning: ClassVar[bool] = True
     decides: ClassVar[str] = DECISION
@@ -79,15 +84,20 @@ class Remat:
             return with_bodies(flat, bodies).noting(
                 f"{len(loops)} loops under JAX's policy {self.policy!r}"
             )
-        traces, rates = planned_blocks(flat, loops), rates_of(flat, self.offload)
+        candidates = [Candidate(flat, planned_blocks(flat, loops))]
+        if self.token_wise:
+            candidates += split_candidates(flat, loops)
         budget = self.budget_bytes if self.budget_bytes is not None else default_budget(flat)
-        problems = [trace.problem for trace in traces]
-        choice = solve(problems, budget, rates)
+        all_problems = [[trace.problem for trace in one.traces] for one in candidates]
+        which, choice = solve_any(all_problems, budget, rates_of(flat, self.offload))
+        flat, traces, note = candidates[which]
+        problems = all_problems[which]
         return realised(flat, traces, choice).noting(
             f"saved on a device: {_mib(saved_bytes(problems, choice))} of a budget of "
             f"{_mib(budget)}; {choice.seconds * 1e3:.3f} ms a step for what is made again and the "
             "traffic of what is kept"
             + ("" if choice.proved else " (the best choice found, not proved best)"),
+            *note,
             *summary(traces, choice),
         )
 
@@ -99,8 +109,13 @@ class Remat:
             )
         if self.offload not in ("none", "auto", "all"):
             raise PassError(f"offload={self.offload!r}: use 'none', 'auto' or 'all'")
-        if self.policy != "auto" and (self.budget_bytes is not None or self.offload != "none"):
-            raise PassError(f"policy {self.policy!r} has no budget or offload: use policy='auto'")
+        if self.policy != "auto" and (
+            self.budget_bytes is not None or self.offload != "none" or self.token_wise
+        ):
+            raise PassError(
+                f"policy {self.policy!r} has no budget, offload or shares of tokens: use "
+                "policy='auto'"
+            )
         if self.budget_bytes is not None and self.budget_bytes < 0:
             raise PassError(f"budget_bytes={self.budget_bytes} is below zero")
 
@@ -164,8 +179,15 @@ def _loops(program: Program) -> Iterator[Loop]:
         found += 1
 
 
-def planned_blocks(program: Program, loops: list[Loop]) -> list[BlockTrace]:
+def planned_blocks(
+    program: Program, loops: list[Loop], specs: Mapping[ir.Var, Spec] | None = None
+) -> list[BlockTrace]:
     """The problem of each loop of a program.
+
+    Args:
+      program: the program.
+      loops: its loops.
+      specs: how its variables are sharded; by default as its plan says.
 
     Raises:
       PassError: the program is not planned.
@@ -176,9 +198,43 @@ def planned_blocks(program: Program, loops: list[Loop]) -> list[BlockTrace]:
             "there is no plan yet, and what a value costs depends on its sharding: plan first, or "
             "use one of Remat's policies " + ", ".join(map(repr, _BUILT_IN))
         )
-    specs: Mapping[ir.Var, Spec] = placement.specs(program)
+    specs = placement.specs(program) if specs is None else specs
     costs = CostModel(placement.machine, placement.mesh)
     return [trace_block(loop, value_names(loop), specs, costs) for loop in loops]
+
+
+class Candidate(NamedTuple):
+    """A program that a decision could be made for, its loops' problems, and notes about it."""
+
+    program: Program
+    traces: list[BlockTrace]
+    notes: tuple[str, ...] = ()
+
+
+def split_candidates(program: Program, loops: list[Loop]) -> list[Candidate]:
+    """A planned program with the tokens of its loops in two groups, for each size of the first."""
+    placement = program.placement
+    assert placement is not None
+    specs = placement.specs(program)
+    costs = CostModel(placement.machine, placement.mesh)
+    splits = [token_splits(loop, specs, costs) for loop in loops]
+    found = []
+    for k in range(max(map(len, splits))):
+        bodies, known, notes = {}, dict(specs), []
+        for loop, own in zip(loops, splits, strict=True):
+            if not own:
+                continue
+            split = own[min(k, len(own) - 1)]
+            bodies[id(loop.eqn)], of_body = split_tokens(loop, split, specs)
+            known.update(of_body)
+            notes.append(
+                f"{loop.label}: tokens in groups of {split.first} and {split.size - split.first}, "
+                f"along dimension {split.dim} of what is carried"
+            )
+        changed = with_bodies(program, bodies)
+        traces = planned_blocks(changed, list(_loops(changed)), known)
+        found.append(Candidate(changed, traces, tuple(notes)))
+    return found
 
 
 def default_budget(program: Program) -> float:

@@ -95,42 +95,46 @@ _OPERANDS_ONLY = frozenset(
 
 def reads_own_result(eqn: ir.JaxprEqn) -> bool:
     """Whether the derivative of an equation reads the equation's own result."""
-    if eqn.primitive.name in _OPERANDS_ONLY or not _differentiable(eqn.outvars[0]):
+    if eqn.primitive.name in _OPERANDS_ONLY or not differentiable(eqn.outvars[0]):
         return False
-    if not any(_differentiable(x) for x in eqn.invars):
+    if not any(differentiable(x) for x in eqn.invars):
         return False
     rule, results = _derivative(eqn, [ir.spec(x) for x in eqn.invars])
     return any(x in results for inner in rule.eqns for x in inner.invars if not ir.is_literal(x))
 
 
-def _differentiable(atom: Any) -> bool:
+def differentiable(atom: Any) -> bool:
+    """Whether a variable or literal is floating."""
     dtype = getattr(atom.aval, "dtype", None)
     return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def _derivative(eqn: ir.JaxprEqn, operands: Sequence[Any]) -> tuple[ir.Jaxpr, list[Any]]:
     """(operands, tangents of floating operands -> result, its tangent), and the result in it."""
-    closed = jax.make_jaxpr(_pushforward(eqn))(operands, _floating(eqn, operands))
+    closed = jax.make_jaxpr(pushforward(eqn))(operands, floating_of(eqn, operands))
     jaxpr = ir.closed(closed)[0]
     return jaxpr, [x for x in jaxpr.outvars[:1] if not ir.is_literal(x)]
 
 
-def _floating(eqn: ir.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+def floating_of(eqn: ir.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Those of an equation's operands, or of their tangents, that have a tangent."""
     pairs = zip(eqn.invars, operands, strict=True)
-    return [value for x, value in pairs if _differentiable(x)]
+    return [value for x, value in pairs if differentiable(x)]
 
 
-def _pushforward(eqn: ir.JaxprEqn) -> Any:
+def pushforward(eqn: ir.JaxprEqn) -> Any:
+    """(operands, tangents of floating operands) -> (result, its tangent), of one equation."""
+
     def both(operands: Sequence[Any], tangents: Sequence[Any]) -> Any:
         def function(*floating: Any) -> Any:
             values = iter(floating)
             merged = [
-                next(values) if _differentiable(x) else operand
+                next(values) if differentiable(x) else operand
                 for x, operand in zip(eqn.invars, operands, strict=True)
             ]
             return ir.alone(eqn)(*merged)[0]
 
-        return jax.jvp(function, _floating(eqn, operands), list(tangents))
+        return jax.jvp(function, floating_of(eqn, operands), list(tangents))
 
     return both
 
@@ -144,11 +148,11 @@ def _named_inside(eqn: ir.JaxprEqn, name: str, operands: Sequence[Any]) -> Any:
 
     @function.defjvp
     def rule(values: Any, tangents: Any) -> Any:
-        floating = _floating(eqn, tangents)
-        closed = jax.make_jaxpr(_pushforward(eqn))(values, floating)
+        moved = floating_of(eqn, tangents)
+        closed = jax.make_jaxpr(pushforward(eqn))(values, moved)
         jaxpr, consts = ir.closed(closed)
         results: list[Any] = [x for x in jaxpr.outvars[:1] if not ir.is_literal(x)]
-        leaves = [*values, *floating]
+        leaves = [*values, *moved]
         named = NamedBody(jaxpr, consts, dict.fromkeys(results, name), rules=False)
         result, tangent = named(*leaves)
         return result, tangent

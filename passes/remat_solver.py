@@ -31,6 +31,8 @@ from passes.remat_problem import (
 
 _GAP = 1e-4
 _TIME_LIMIT_S = 60.0
+_PASSES = 6.0  # traffic of both passes, in that of the forward pass; see solve_any
+_WORTHWHILE = 1e-3  # the share of its time by which another candidate must be able to win
 _TIE = 1e-6  # of a second's worth: between choices of equal time the smaller one
 
 
@@ -60,17 +62,28 @@ class _Columns:
     again: dict[int, int]
 
 
-def solve(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> Choice:
-    """The best decision.
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """The program of all blocks.
 
-    Args:
-      blocks: the loops.
-      budget_bytes: of a device, for what all iterations of all blocks save on it.
-      rates: what keeping costs.
-
-    Raises:
-      PassError: even the smallest choice does not fit the budget.
+    Attributes:
+      columns: where each block's variables stand.
+      objective: of each variable, in `scale_s`.
+      integral: 1 for variables that are whole numbers.
+      memory: bytes of each variable under the budget.
+      rows: the constraints, the budget's last.
+      scale_s: seconds that the objective is measured in.
     """
+
+    columns: list[_Columns]
+    objective: np.ndarray
+    integral: np.ndarray
+    memory: np.ndarray
+    rows: _Rows
+    scale_s: float
+
+
+def _model(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> _Model:
     columns, count = [], 0
     for block in blocks:
         held = block.nameable
@@ -85,20 +98,87 @@ def solve(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> 
     memory, rows = np.zeros(count), _Rows()
     for block, c in zip(blocks, columns, strict=True):
         _block(block, c, rates, objective, integral, memory, rows)
-    scale = sum(block.length * block.forward_s for block in blocks) or 1.0
+    scale_s = _forward_s(blocks) or 1.0
     total = float(memory.sum()) or 1.0
     rows.add([(k, -x / total) for k, x in enumerate(memory) if x], -budget_bytes / total)
-    result = _optimise(objective / scale + _TIE * memory / total, integral, rows, count)
+    objective = objective / scale_s + _TIE * memory / total
+    return _Model(columns, objective, integral, memory, rows, scale_s)
+
+
+def solve(blocks: Sequence[BlockProblem], budget_bytes: float, rates: Rates) -> Choice:
+    """The best decision.
+
+    Args:
+      blocks: the loops.
+      budget_bytes: of a device, for what all iterations of all blocks save on it.
+      rates: what keeping costs.
+
+    Raises:
+      PassError: even the smallest choice does not fit the budget.
+    """
+    model = _model(blocks, budget_bytes, rates)
+    result = _optimise(model.objective, model.integral, model.rows)
     if result is None:
-        least = _optimise(memory / total, integral, _without_last(rows), count)
-        least_bytes = float(memory @ least[0]) if least is not None else float("inf")
+        rows, memory = _without_last(model.rows), model.memory / (model.memory.sum() or 1.0)
+        least = _optimise(memory, model.integral, rows)
+        least_bytes = float(model.memory @ least[0]) if least is not None else float("inf")
         raise PassError(
             f"a budget of {_mib(budget_bytes)} a device holds less than what must be kept for the "
             f"backward pass, {_mib(least_bytes)} (the values that loops carry): raise budget_bytes"
             + (", let transfers show" if rates.offload else ", allow offload='auto'")
             + ", or shard the activations further"
         )
-    return _choice(blocks, columns, result[0], rates, result[1])
+    return _choice(blocks, model.columns, result[0], rates, result[1])
+
+
+def solve_any(
+    candidates: Sequence[Sequence[BlockProblem]], budget_bytes: float, rates: Rates
+) -> tuple[int, Choice]:
+    """The best decision for any of several programs of the same result.
+
+    The linear relaxation of each, a bound of what it can reach, says in which order they are tried
+    and which need not be.
+
+    Args:
+      candidates: the loops of each; what a forward pass takes longer than that of the first counts
+        six times: so much more is read and written in both passes where products are in two parts
+        (operands of three products, and the two parts of each parameter's gradient).
+      budget_bytes: as for `solve`.
+      rates: as for `solve`.
+
+    Returns:
+      Which candidate, and its decision; `seconds` include what is counted besides.
+
+    Raises:
+      PassError: not even the smallest choice of any fits the budget.
+    """
+    least = _forward_s(candidates[0])
+    bounds = {}
+    for i, blocks in enumerate(candidates[1:], 1):
+        longer = _PASSES * max(0.0, _forward_s(blocks) - least)
+        model = _model(blocks, budget_bytes, rates)
+        relaxed = _optimise(model.objective, np.zeros(len(model.integral)), model.rows)
+        if relaxed is not None:
+            bounds[i] = (longer + float(model.objective @ relaxed[0]) * model.scale_s, longer)
+    best: tuple[int, Choice] | None = None
+    try:
+        best = 0, solve(candidates[0], budget_bytes, rates)
+    except PassError:
+        if not bounds:
+            raise
+    for i, (bound, longer) in sorted(bounds.items(), key=lambda item: item[1]):
+        if best is not None and bound >= (1 - _WORTHWHILE) * best[1].seconds:
+            break
+        one = solve(candidates[i], budget_bytes, rates)
+        one = dataclasses.replace(one, seconds=one.seconds + longer)
+        if best is None or one.seconds < best[1].seconds:
+            best = i, one
+    assert best is not None
+    return best
+
+
+def _forward_s(blocks: Sequence[BlockProblem]) -> float:
+    return sum(block.length * block.forward_s for block in blocks)
 
 
 def _mib(size_bytes: float) -> str:
@@ -147,9 +227,10 @@ def _without_last(rows: _Rows) -> _Rows:
 
 
 def _optimise(
-    objective: np.ndarray, integral: np.ndarray, rows: _Rows, count: int
+    objective: np.ndarray, integral: np.ndarray, rows: _Rows
 ) -> tuple[np.ndarray, bool] | None:
     """(values of the variables, whether they are proved best), or None if there are none."""
+    count = len(objective)
     if not count:
         return np.zeros(0), True
     row, column, value = zip(*rows.entries, strict=True) if rows.entries else ((), (), ())

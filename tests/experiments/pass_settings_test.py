@@ -28,6 +28,10 @@ from passes.stack_layers import StackLayers
             (Remat("auto", budget_bytes=1610612736, offload="auto"),),
         ),
         (
+            {"remat": "auto", "remat_token_wise": True},
+            (Remat("auto", token_wise=True),),
+        ),
+        (
             {"passes": "stack_layers(least=2)", "microbatches": 2},
             (StackLayers(least=2), Microbatch(2)),
         ),
@@ -59,6 +63,7 @@ def test_checks() -> None:
         ({"remat": "some"}, "--remat='some' is none of"),
         ({"offload": "parameters"}, "'parameters' cannot be offloaded"),
         ({"remat": "full", "remat_budget_gib": 2.0}, "set that, too"),
+        ({"remat_token_wise": True}, "is decided by --remat=auto"),
         ({"microbatches": 0}, "--microbatches=0 must be at least 1"),
     ],
 )

@@ -218,7 +218,15 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path, stand_in, capsys):
     assert len(losses_of(tmp_path / "out")) == 9
 
 
-def test_a_second_signal_is_not_held_back():
+@pytest.fixture
+def interrupts():
+    """Control-C raises, whatever tests before this one have left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_is_not_held_back(interrupts):
     # Raised in this thread: a signal sent to the process may reach it some instructions later.
     with contextlib.suppress(KeyboardInterrupt), stop_on_signals() as stop:
         assert not stop

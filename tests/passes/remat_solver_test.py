@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passes.errors import PassError
@@ -18,7 +18,7 @@ from passes.remat_problem import (
     kept_bytes,
     repeated_steps,
 )
-from passes.remat_solver import saved_bytes, solve, trimmed
+from passes.remat_solver import saved_bytes, solve, solve_any, trimmed
 
 HBM = 1e3
 
@@ -138,3 +138,87 @@ def test_nothing_that_is_not_read_is_kept() -> None:
     assert trimmed(shorter, kept, frozenset()).saved == {2}
     with pytest.raises(PassError, match="carries"):
         trimmed(block, frozenset((1, 2)), frozenset())
+
+
+def in_groups(block: BlockProblem, share: float, whole: frozenset[int]) -> BlockProblem:
+    """A block whose tokens are in two groups, but for some steps; a fiftieth more work."""
+    values: list[Value] = []
+    steps: list[Step] = []
+    places: list[list[int]] = []  # of each old value, its groups' or the whole one's
+    for old in block.values:
+        if old.maker is None:
+            places.append([len(values)])
+            values.append(old)
+            continue
+        step = block.steps[old.maker]
+        parts = [1.0] if old.maker in whole else [share, 1 - share]
+        first = next(k for k, x in enumerate(block.values) if x.maker == old.maker)
+        if block.values[first] is old:
+            for g, part in enumerate(parts):
+                reads = [r for u in step.reads for r in _of_group(places[u], g, len(parts))]
+                work = part * step.seconds * (1.02 if len(parts) > 1 else 1.0)
+                steps.append(Step(tuple(reads), work, part * step.flops))
+            makers = list(range(len(steps) - len(parts), len(steps)))
+        else:
+            makers = [values[k].maker for k in places[first]]  # type: ignore[misc]
+        places.append(list(range(len(values), len(values) + len(parts))))
+        for g, (part, maker) in enumerate(zip(parts, makers, strict=True)):
+            name = f"{old.name}/{g}" if old.name else ""
+            values.append(Value(name, part * old.size_bytes, maker, False))
+    needed = tuple(k for v in block.needed for k in places[v])
+    return BlockProblem(block.label, block.length, tuple(values), tuple(steps), needed)
+
+
+def _of_group(places: list[int], group: int, groups: int) -> list[int]:
+    return places if len(places) == 1 or groups == 1 else [places[group]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    whole=st.frozensets(st.integers(0, 4)),
+    budget=st.sampled_from([0.0, 2.0, 3.5, 5.0, 7.25, 9.0]),
+    offload=st.booleans(),
+)
+def test_shares_of_tokens_equal_trying_every_choice_and_are_never_worse(
+    seed: int, whole: frozenset[int], budget: float, offload: bool
+) -> None:
+    block = drawn(seed, "b")
+    candidates = [[block], *([in_groups(block, s, whole)] for s in (0.125, 0.25, 0.5))]
+    assume(len(candidates[1][0].nameable) <= (6 if offload else 9))
+    rates = Rates(HBM, 2.0, offload, hidden=True)
+    trials = []
+    for blocks in candidates:
+        found = best_by_trying(blocks, budget, rates)
+        longer = 6 * block.length * (blocks[0].forward_s - block.forward_s)
+        trials.append(None if found is None else found + longer)
+    fitting = [x for x in trials if x is not None]
+    if not fitting:
+        with pytest.raises(PassError, match="raise budget_bytes"):
+            solve_any(candidates, budget, rates)
+        return
+    which, choice = solve_any(candidates, budget, rates)
+    assert saved_bytes(candidates[which], choice) <= budget + 1e-9
+    tolerance = 2e-3 * (block.length * block.forward_s + 1.0)
+    assert choice.seconds == pytest.approx(min(fitting), abs=tolerance)
+    reached = trials[which]
+    assert reached is not None and choice.seconds == pytest.approx(reached, abs=tolerance)
+    if trials[0] is not None:
+        assert choice.seconds <= solve([block], budget, rates).seconds
+
+
+def test_a_share_is_kept_where_the_whole_does_not_fit() -> None:
+    block = chain((0.0, 8.0), (0.0, 4.0), length=2)
+    halves = in_groups(block, 0.25, frozenset((0,)))
+    budget = 2 * (1.0 + 3.0)  # what is carried, and three quarters of v1
+    whole, choice = (
+        solve([block], budget, Rates(HBM, 1.0)),
+        solve_any([[block], [halves]], budget, Rates(HBM, 1.0)),
+    )
+    assert whole.blocks[0].repeated == {0, 1} or whole.blocks[0].repeated == {1}
+    assert choice[0] == 1
+    kept = {halves.values[i].name for i in choice[1].blocks[0].saved}
+    assert "v1/1" in kept and "v1/0" not in kept
+    again = 2 * 0.25 * 8.0 * 1.02
+    longer = 6 * 2 * 8.0 * 0.02
+    assert choice[1].seconds == pytest.approx(again + longer + 2 * 4.0 / HBM)
