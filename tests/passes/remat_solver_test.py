@@ -221,4 +221,5 @@ def test_a_share_is_kept_where_the_whole_does_not_fit() -> None:
     assert "v1/1" in kept and "v1/0" not in kept
     again = 2 * 0.25 * 8.0 * 1.02
     longer = 6 * 2 * 8.0 * 0.02
-    assert choice[1].seconds == pytest.approx(again + longer + 2 * 4.0 / HBM)
+    # The carry, which no product makes, crosses to or from memory three times.
+    assert choice[1].seconds == pytest.approx(again + longer + 2 * (4.0 + 2 * 1.0) / HBM)
