@@ -149,7 +149,7 @@ def _candidates(
             str(target.topology),
             alternatives(answer, one),
             identity,
-            answer.record,
+            answer.record_for(one),
         )
         _validate(plan, subject.analysis.program)
         yield Candidate(plan, passes_of(one.decision))

@@ -148,7 +148,7 @@ def _record(
         bound_s=bound_s,
         gap=total_s / bound_s - 1 if bound_s else 0.0,
         limit_bytes=limit,
-        runner_ups=runner_ups(ranked, limit),
+        runner_ups=runner_ups(ranked, best, limit),
     )
 
 

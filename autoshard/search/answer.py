@@ -24,6 +24,16 @@ class Answer:
     record: SearchRecord
     notes: tuple[str, ...] = ()
 
+    def record_for(self, chosen: Evaluated) -> SearchRecord:
+        """The record of a layout that need not be the best by the estimate."""
+        assert chosen.cost is not None
+        record, total_s = self.record, chosen.cost.time.total_s
+        return dataclasses.replace(
+            record,
+            gap=total_s / record.bound_s - 1 if record.bound_s else 0.0,
+            runner_ups=runner_ups(self.ranked, chosen, record.limit_bytes),
+        )
+
     @property
     def best(self) -> Evaluated:
         """The best."""
@@ -85,21 +95,22 @@ def _layout(one: Evaluated) -> object:
     return one.layout.mesh.shape, arrays
 
 
-def runner_ups(ranked: tuple[Evaluated, ...], limit_bytes: float | None) -> tuple[RunnerUp, ...]:
-    """For each choice of the best, the best of what was costed that has another one."""
-    best = ranked[0]
-    aspects = [_aspects(one) for one in ranked]
+def runner_ups(
+    ranked: tuple[Evaluated, ...], chosen: Evaluated, limit_bytes: float | None
+) -> tuple[RunnerUp, ...]:
+    """For each choice of a layout, the best of what was costed that has another one."""
+    assert chosen.cost is not None
+    others = [(one, _aspects(one)) for one in ranked if one is not chosen and one.cost is not None]
     found = []
-    for choice, chosen in aspects[0].items():
-        for one, other in zip(ranked[1:], aspects[1:], strict=True):
-            if one.cost is not None and other.get(choice, "nothing") != chosen:
-                assert best.cost is not None
+    for choice, own in _aspects(chosen).items():
+        for one, aspects in others:
+            if aspects.get(choice, "nothing") != own and one.cost is not None:
                 found.append(
                     RunnerUp(
                         choice,
-                        chosen,
-                        other.get(choice, "nothing"),
-                        one.cost.time.total_s - best.cost.time.total_s,
+                        own,
+                        aspects.get(choice, "nothing"),
+                        one.cost.time.total_s - chosen.cost.time.total_s,
                         one.cost.memory.total_bytes,
                         one.fits(limit_bytes),
                     )
