@@ -34,6 +34,7 @@ from autoshard.optimizer_offload import (
 )
 from autoshard.plan import Plan
 from autoshard.planning import Candidate
+from autoshard.precision_notes import precision_notes
 from autoshard.recipe import Recipe
 from autoshard.report import MemoryReport, memory_report
 from autoshard.stacked_state import Stacking
@@ -333,6 +334,7 @@ class CompiledModel:
             records = (*records, *late)
         searched = plan.search is not None and recipe.wishes.options.choose_passes
         notes = plan.notes if searched else (*plan.notes, *recipe.passes.unplanned)
+        notes = (*notes, *precision_notes(traced.program, recipe.precision.compute))
         plan = dataclasses.replace(plan, passes=records, notes=tuple(dict.fromkeys(notes)))
         self._planned = dataclasses.replace(self._planned, plan=plan)
 
