@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from autoshard.search.decision import AS_WRITTEN
+from autoshard.search.decision import AS_WRITTEN, MemoryChoice
 from autoshard.search.evaluate import Evaluated
 from autoshard.search_record import RunnerUp, SearchRecord
 
-_FAR = 1.5  # times the best, by the estimate: not worth compiling
+_FAR = 1.6  # times the best, by the estimate: not worth compiling
 _LATER = 3  # places that each further choice of one layout stands behind its rank
 
 
@@ -44,9 +44,9 @@ class Answer:
 
         What is compiled to be compared should differ, and the estimate is least sure of what the
         compiler makes of what is saved, and of what it hides. So after the best come the best that
-        saves what the model was written to save, and the best that stores otherwise (sharded or
-        whole) if it is not far behind; and a layout's further choices of what is saved stand behind
-        other layouts.
+        saves what the model was written to save, and the best that does and stores otherwise
+        (sharded or whole) if it is not far behind; and a layout's further choices of what is saved
+        stand behind other layouts.
         """
         distinct = self._distinct()
         first = distinct[:1]
@@ -85,7 +85,8 @@ def _stored_otherwise(one: Evaluated, best: Evaluated) -> bool:
     assert one.cost is not None
     assert best.cost is not None
     near = one.cost.time.total_s <= _FAR * best.cost.time.total_s
-    return near and (one.decision.zero == 0) != (best.decision.zero == 0)
+    otherwise = (one.decision.zero == 0) != (best.decision.zero == 0)
+    return near and otherwise and one.decision.memory == MemoryChoice()
 
 
 def _layout(one: Evaluated) -> object:

@@ -84,8 +84,8 @@ def test_sums_of_activations_are_waited_for(machine: str) -> None:
 
     roles = ["parameter", "parameter", "batch"]
     found = autoshard.compile(
-        two, f"{machine} data=1,model=8", batch=(spec(4096, 8192), spec(8192, 4096), spec(4096, 4096)), rules="redco",
-        argument_roles=roles,
+        two, f"{machine} data=1,model=8", argument_roles=roles, rules="redco",
+        batch=(spec(4096, 8192), spec(8192, 4096), spec(4096, 4096)),
     ).plan  # fmt: skip
     time = found.cost.time
     assert [c.kind for c in found.cost.collectives] == ["all-reduce"]
