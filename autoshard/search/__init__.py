@@ -55,6 +55,7 @@ def space_of(question: Question) -> Space:
             options.choose_passes and question.trains,
         ),
         taken_axes=axes_taken(question),
+        stage_counts=frozenset(question.stage_counts),
     )
 
 

@@ -5,7 +5,6 @@ import dataclasses
 from autoshard.mesh_shape import MeshShape
 from autoshard.rule_sets import RuleSet, data, zero
 from autoshard.rule_sets.assigned import Unit, assigned
-from autoshard.sharded_program import STAGE
 
 AS_WRITTEN = "as written"
 
@@ -42,6 +41,7 @@ class Decision:
       zero_axes: data axes over which storage is sharded; replicas differ along the others. Empty:
         all of them.
       memory: what is kept, recomputed, accumulated.
+      stages: of a pipeline over the mesh axis `stage`; 1 for none, whatever the axes are called.
     """
 
     shape: MeshShape
@@ -49,6 +49,7 @@ class Decision:
     zero: int = 0
     zero_axes: tuple[str, ...] = ()
     memory: MemoryChoice = MemoryChoice()
+    stages: int = 1
 
     def rules(self, units: dict[str, Unit]) -> tuple[RuleSet, ...]:
         """The rule sets that make the layout."""
@@ -56,11 +57,6 @@ class Decision:
         pairs = tuple((units[label], axis) for label, axis in self.uses)
         placed = (assigned(pairs),) if pairs else ()
         return (*stage, *placed) or (data(),)
-
-    @property
-    def stages(self) -> int:
-        """Stages of a pipeline; 1 for none."""
-        return self.shape.by_name.get(STAGE, 1)
 
     @property
     def simplicity(self) -> tuple[int, int, int, str]:

@@ -111,8 +111,8 @@ class Evaluator:
             self._check_rows(layout, count)
         state = StateBytes(self.question.optimizer_bytes(layout))
         timer, fitted = self.timer(shape), layout_for(costed, layout)
-        searched = self.question.options.choose_passes and not self.question.pins
-        stages = shape.by_name.get(STAGE, 1) if searched else 1
+        stages = shape.by_name.get(STAGE, 1)
+        stages = stages if stages in self.question.stage_counts else 1
         one = estimate(costed, fitted, state, timer, stages)
         if stages > 1:
             return pipelined(one, costed, fitted, timer, count)

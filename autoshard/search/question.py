@@ -10,6 +10,7 @@ from autoshard.mesh_shape import MeshShape
 from autoshard.rule_sets import RuleSet
 from autoshard.rule_sets.base import Subject
 from autoshard.search.options import SearchOptions
+from autoshard.search.pipelines import possible_stages
 from autoshard.search.variants import Variants
 from passes.hlo.machine import MachineModel
 
@@ -44,6 +45,12 @@ class Question:
     def costed(self) -> Costed:
         """The program as it was written."""
         return self.variants.as_written
+
+    @functools.cached_property
+    def stage_counts(self) -> tuple[int, ...]:
+        """Stages that a pipeline of the search's own may have; none where passes pin axes."""
+        own = self.options.choose_passes and self.trains and not self.pins
+        return possible_stages(self.subject) if own else ()
 
     @property
     def trains(self) -> bool:

@@ -37,6 +37,7 @@ class Space:
       trains: whether storage of gradients and optimizer state is a choice.
       memories: choices of what is kept.
       taken_axes: axes that the user's own rules or passes use.
+      stage_counts: stages that a pipeline may have; none where it is not the search's to choose.
     """
 
     units: tuple[Unit, ...]
@@ -46,6 +47,12 @@ class Space:
     trains: bool
     memories: tuple[MemoryChoice, ...]
     taken_axes: frozenset[str] = frozenset()
+    stage_counts: frozenset[int] = frozenset()
+
+    def stages(self, shape: MeshShape) -> int:
+        """Stages of a pipeline on a mesh; 1 where an axis `stage` is none of the search's."""
+        size = shape.by_name.get(STAGE, 1)
+        return size if size in self.stage_counts else 1
 
     @property
     def by_label(self) -> dict[str, Unit]:
@@ -54,14 +61,16 @@ class Space:
 
     def tensor_axes(self, shape: MeshShape) -> tuple[str, ...]:
         """Axes of a mesh that may shard units: by name, else those not for data."""
-        taken = self.taken_axes | {STAGE}
+        taken = self.taken_axes | ({STAGE} if self.stages(shape) > 1 else set())
         wide = [name for name, size in shape.by_name.items() if size > 1 and name not in taken]
         named = [n for n in wide if n.lower() in TENSOR_AXIS_NAMES or n == "expert"]
         return tuple(named or [n for n in wide if not is_data_axis(n)])
 
     def data_axes(self, shape: MeshShape, uses: Sequence[tuple[str, str]]) -> tuple[str, ...]:
         """Axes of more than one device that shard the batch under some uses."""
-        used = {axis for _, axis in uses} | self.taken_axes | {STAGE}
+        used = {axis for _, axis in uses} | self.taken_axes
+        if self.stages(shape) > 1:
+            used.add(STAGE)
         return tuple(n for n, size in shape.by_name.items() if size > 1 and n not in used)
 
     def seeds(self) -> Iterator[Decision]:
@@ -79,11 +88,13 @@ class Space:
             for uses in layouts:
                 for stage in (0, 3) if self.trains else (0,):
                     for memory in self._first_memories(shape):
-                        yield self._tidy(Decision(shape, uses, stage, (), memory))
+                        yield self._tidy(
+                            Decision(shape, uses, stage, (), memory, self.stages(shape))
+                        )
 
     def _first_memories(self, shape: MeshShape) -> tuple[MemoryChoice, ...]:
         """The plainest; in a pipeline with the most microbatches, so that stages wait least."""
-        if shape.by_name.get(STAGE, 1) == 1:
+        if self.stages(shape) == 1:
             return self.memories[:1]
         return self._of_pipelines()[-1:]
 
@@ -139,7 +150,7 @@ class Space:
     def _other_shapes(self, at: Decision) -> Iterator[Decision]:
         """Meshes between which a prime factor has gone from one axis to another."""
         for shape in self.shapes:
-            staged = shape.by_name.get(STAGE, 1) > 1
+            staged = self.stages(shape) > 1
             if staged and at.memory not in self._of_pipelines():
                 continue
             if shape != at.shape and _one_factor_apart(shape, at.shape):
@@ -147,7 +158,8 @@ class Space:
                 uses = tuple((label, axis) for label, axis in at.uses if axis in axes)
                 if axes and not uses:
                     uses = tuple(sorted((label, axes[-1]) for label in self.column_units))
-                yield self._tidy(dataclasses.replace(at, shape=shape, uses=uses))
+                made = dataclasses.replace(at, shape=shape, uses=uses)
+                yield self._tidy(dataclasses.replace(made, stages=self.stages(shape)))
 
     def _tidy(self, made: Decision) -> Decision:
         """A decision whose storage is sharded over axes that are still the batch's."""
@@ -170,8 +182,8 @@ class Space:
                     continue
                 for stage, over in self._storages(shape, uses):
                     for memory in self.memories:
-                        if shape.by_name.get(STAGE, 1) == 1 or memory in self._of_pipelines():
-                            yield Decision(shape, uses, stage, over, memory)
+                        if self.stages(shape) == 1 or memory in self._of_pipelines():
+                            yield Decision(shape, uses, stage, over, memory, self.stages(shape))
 
 
 def _one_factor_apart(shape: MeshShape, other: MeshShape) -> bool:
