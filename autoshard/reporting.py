@@ -11,14 +11,12 @@ from autoshard.errors import CompileError
 from autoshard.plan import Plan
 from autoshard.topology import Topology
 from passes.hlo.errors import HloError
-from passes.hlo.machine import MachineModel
+from passes.hlo.machine import MachineModel, hlo_dtype
 from passes.hlo.module import HloModule
 from passes.hlo.parse import parse
 from passes.hlo.schedule import simulate
 from passes.hlo.shapes import arrays
 from passes.hlo.timeline import Timeline
-
-_HLO_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ def _predicted_total(plan: Plan, program: CompiledProgram) -> Comparison:
 
 
 def _hlo_dtype(inputs: ReportInputs) -> str:
-    return _HLO_DTYPES.get(inputs.compute_dtype, inputs.compute_dtype or "f32")
+    return hlo_dtype(inputs.compute_dtype or "float32")
 
 
 def _comparisons(

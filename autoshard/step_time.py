@@ -32,11 +32,10 @@ from autoshard.predicted_collectives import (
 from autoshard.product_flops import PRODUCTS, product_flops
 from autoshard.sharded_program import ShardedProgram
 from passes.hlo.collective_time import collective_time
-from passes.hlo.machine import Fabric, MachineModel
+from passes.hlo.machine import Fabric, MachineModel, hlo_dtype
 
 PERMUTE = "collective-permute"
 _ROWS = 8  # of a tile of the matrix unit
-_HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
 # Parameters are read and written, gradients read; the optimizer's state is read and written.
 _PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 2
 
@@ -102,15 +101,13 @@ class StepTimer:
     def product_s(self, program: ShardedProgram, index: int) -> float:
         """Seconds of a product or convolution, all repeats."""
         op = program.analysis.graph.ops[index]
-        rate = self.machine.flops_per_s(_dtype(program, op.inputs[0])) * self.machine.efficiency
+        rate = (
+            self.machine.flops_per_s(hlo_dtype(program.analysis.graph.values[op.inputs[0]].dtype))
+            * self.machine.efficiency
+        )
         traffic = sum(program.local_bytes(v) for v in {*op.inputs, *op.outputs})
         flops = _padded_flops(program, index, self.machine.matrix_tile)
         return program.repeats(index) * max(flops / rate, traffic / self.machine.hbm_bytes_per_s)
-
-
-def _dtype(program: ShardedProgram, value: int) -> str:
-    name = program.analysis.graph.values[value].dtype
-    return _HLO_DTYPES.get(name, name)
 
 
 def _padded_flops(program: ShardedProgram, index: int, tile: int) -> float:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from passes import ir
 from passes.hlo.collective_time import collective_time
-from passes.hlo.machine import MachineModel
+from passes.hlo.machine import MachineModel, hlo_dtype
 from passes.program import Leaf, Role, Spec
 
 _FREE = frozenset(
@@ -37,7 +37,6 @@ _TRANSCENDENTAL = frozenset(
 )
 _TRANSCENDENTAL_FLOPS = 8.0
 _RANDOM_FLOPS = 100.0  # 20 rounds of Threefry, five operations each
-_HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ class CostModel:
         return sum(self.local_bytes(x.aval, spec_of(x)) for x in found)
 
     def _matrix_s(self, flops: float, traffic: float, dtype: Any) -> float:
-        rate = self.machine.flops_per_s(_HLO_DTYPES.get(str(dtype), str(dtype)))
+        rate = self.machine.flops_per_s(hlo_dtype(str(dtype)))
         return max(flops / (rate * self.machine.efficiency), traffic / self.machine.hbm_bytes_per_s)
 
     def _product(self, eqn: ir.JaxprEqn, spec_of: SpecOf, held: frozenset[Any]) -> EquationCost:

@@ -10,7 +10,7 @@ from autoshard.rule_sets.base import (
     RuleContext,
     RuleSet,
     Subject,
-    take_parts,
+    deal_out,
 )
 
 _WHY = "chosen by search"
@@ -45,21 +45,9 @@ def assigned(pairs: tuple[tuple[Unit, str], ...]) -> RuleSet:
         for unit, axis in pairs:
             spills = dict(unit.spills)
             for atom in unit.atoms:
-                choices += _taken(context, atom, spills.get(atom, ()), axis)
+                behind = spills.get(atom, ())
+                dealt, _ = deal_out(context, (atom, *behind), context.parts(axis))
+                choices += [ClassChoice(a, parts, "auto", _WHY) for a, parts in dealt]
         return Choices(tuple(choices))
 
     return RuleSet(label, decide, claims)
-
-
-def _taken(
-    context: RuleContext, atom: int, behind: tuple[int, ...], axis: str
-) -> list[ClassChoice]:
-    sizes, mesh = context.subject.analysis.sizes, context.mesh.refined
-    rest, found = context.parts(axis), []
-    for target in (atom, *behind):
-        taken, rest = take_parts(mesh.by_name, rest, sizes[target])
-        if taken:
-            found.append(ClassChoice(target, taken, "auto", _WHY))
-        if not rest or mesh.shards(taken) != sizes[target]:
-            break
-    return found

@@ -1,7 +1,7 @@
 """What a rule set is: a value that turns an analysed program and a mesh into choices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from autoshard.dim_names import DimNames
 from autoshard.errors import RuleError
@@ -166,3 +166,23 @@ def take_parts(
         product *= sizes[part]
         taken += 1
     return parts[:taken], parts[taken:]
+
+
+def deal_out(
+    context: RuleContext, atoms: Sequence[int], parts: tuple[str, ...]
+) -> tuple[list[tuple[int, tuple[str, ...]]], tuple[str, ...]]:
+    """Give the parts of an axis to a class, and what it leaves to those behind it.
+
+    The next class gets some only if the one before it is sharded wholly.
+
+    Returns:
+      (pairs (class, its parts), the parts that none takes).
+    """
+    sizes, mesh, dealt = context.subject.analysis.sizes, context.mesh.refined, []
+    for atom in atoms:
+        taken, parts = take_parts(mesh.by_name, parts, sizes[atom])
+        if taken:
+            dealt.append((atom, taken))
+        if not parts or mesh.shards(taken) != sizes[atom]:
+            break
+    return dealt, parts

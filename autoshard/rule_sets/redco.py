@@ -22,7 +22,7 @@ from autoshard.rule_sets.base import (
     RuleContext,
     RuleSet,
     Subject,
-    take_parts,
+    deal_out,
     tensor_axis,
 )
 from autoshard.structure import Product
@@ -124,8 +124,6 @@ def _spill(context: RuleContext, colouring: _Colouring) -> dict[int, tuple[int, 
 
 def _decide(context: RuleContext) -> Choices:
     subject = context.subject
-    sizes = subject.analysis.sizes
-    of_part = context.mesh.refined.by_name
     colouring = _colour(subject)
     spill = _spill(context, colouring)
     choices, notes = [], []
@@ -134,13 +132,8 @@ def _decide(context: RuleContext) -> Choices:
     for atom, sharded in colouring.sharded.items():
         if not sharded or degree == 1:
             continue
-        rest = context.tensor_parts
-        for target in (atom, *spill.get(atom, ())):
-            taken, rest = take_parts(of_part, rest, sizes[target])
-            if taken:
-                choices.append(ClassChoice(target, taken, "redco", colouring.why[atom]))
-            if not rest or context.mesh.refined.shards(taken) != sizes[target]:
-                break
+        dealt, rest = deal_out(context, (atom, *spill.get(atom, ())), context.tensor_parts)
+        choices += [ClassChoice(a, parts, "redco", colouring.why[atom]) for a, parts in dealt]
         if rest and not subject.analysis.majors.get(atom):
             notes.append(
                 _indivisible(subject, atom, axis, degree, len(rest) == len(context.tensor_parts))

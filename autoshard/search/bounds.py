@@ -5,10 +5,8 @@ import math
 from autoshard.cost import Costed
 from autoshard.named_dims import Analysis
 from autoshard.product_flops import PRODUCTS, product_flops
-from passes.hlo.machine import MachineModel
+from passes.hlo.machine import MachineModel, hlo_dtype
 from passes.program import Leaf, Role
-
-_HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "int8": "s8"}
 
 
 def least_step_s(costed: Costed, machine: MachineModel, devices: int, parts: int = 1) -> float:
@@ -28,7 +26,7 @@ def least_step_s(costed: Costed, machine: MachineModel, devices: int, parts: int
         if op.primitive not in PRODUCTS or not any(analysis.sources[v] for v in op.inputs):
             continue
         name = analysis.graph.values[op.inputs[0]].dtype
-        rate = machine.flops_per_s(_HLO_DTYPES.get(name, name)) * machine.efficiency
+        rate = machine.flops_per_s(hlo_dtype(name)) * machine.efficiency
         flops = product_flops(analysis, index)
         touched = sum(_bytes(analysis, v) for v in {*op.inputs, *op.outputs})
         seconds += op.repeats * max(flops / rate, touched / machine.hbm_bytes_per_s)

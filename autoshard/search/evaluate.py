@@ -8,9 +8,9 @@ from autoshard.errors import AutoshardError, BatchError, PassError, RuleError
 from autoshard.layouts import Layout, lay_out
 from autoshard.memory import MemoryEstimate, StateBytes
 from autoshard.mesh_shape import MeshShape
-from autoshard.predicted_collectives import Phase, PredictedCollective
 from autoshard.rule_sets import RuleSet
 from autoshard.rule_sets.assigned import Unit
+from autoshard.search.accumulation import repeated, summed_gradient_bytes
 from autoshard.search.decision import Decision, MemoryChoice
 from autoshard.search.pipelines import pipelined, stage_rules
 from autoshard.search.question import Question
@@ -131,12 +131,7 @@ class Evaluator:
 
 def _accumulated(one: CostReport, layout: Layout, count: int) -> CostReport:
     """The cost of `count` microbatches one after the other, gradients added up in float32."""
-    shards = layout.mesh.refined
-    gradients = sum(
-        array.leaf.size * 4 // shards.shards(p for dim in array.grad for p in dim)
-        for array in layout.arrays
-        if array.leaf.role is Role.PARAMETER
-    )
+    gradients = summed_gradient_bytes(layout)
     held = one.memory
     memory = MemoryEstimate(
         held.parameters_bytes,
@@ -147,7 +142,7 @@ def _accumulated(one: CostReport, layout: Layout, count: int) -> CostReport:
         held.activations_bytes,
     )
     time = one.time
-    collectives = tuple(_times(c, count) for c in one.collectives)
+    collectives = tuple(repeated(c, count) for c in one.collectives)
     return CostReport(
         one.flops * count,
         memory,
@@ -160,9 +155,3 @@ def _accumulated(one: CostReport, layout: Layout, count: int) -> CostReport:
         ),
         collectives,
     )
-
-
-def _times(one: PredictedCollective, count: int) -> PredictedCollective:
-    if one.phase is Phase.OPTIMIZER:
-        return one
-    return dataclasses.replace(one, count=one.count * count)

@@ -18,10 +18,10 @@ from autoshard.named_dims import Source
 from autoshard.predicted_collectives import ALL_REDUCE, Phase, PredictedCollective, Purpose
 from autoshard.rule_sets import RuleSet, dims
 from autoshard.rule_sets.base import Subject
+from autoshard.search.accumulation import repeated, summed_gradient_bytes
 from autoshard.sharded_program import STAGE, ShardedProgram
 from autoshard.step_time import PERMUTE, StepTimer
 from passes.pipelining.closed_forms import ScheduleName, bubble
-from passes.program import Role
 
 SCHEDULE: ScheduleName = "1f1b"
 _MOST_STAGES = 16
@@ -76,11 +76,7 @@ def pipelined(
     waits_s = max(0.0, time.exposed_s - sums_s)
     busy = microbatches * (time.products_s + time.traffic_s + waits_s) + hops_s
     share = bubble(SCHEDULE, stages, microbatches)
-    gradients = sum(
-        a.leaf.size * 4 // mesh.shards(p for dim in a.grad for p in dim)
-        for a in layout.arrays
-        if a.leaf.role is Role.PARAMETER
-    )
+    gradients = summed_gradient_bytes(layout)
     return CostReport(
         flops=one.flops * microbatches,
         memory=dataclasses.replace(
@@ -102,9 +98,7 @@ def pipelined(
 
 
 def _often(one: PredictedCollective, count: int) -> PredictedCollective:
-    if one.phase is Phase.OPTIMIZER or one.purpose is Purpose.GRADIENTS:
-        return one
-    return dataclasses.replace(one, count=one.count * count)
+    return one if one.purpose is Purpose.GRADIENTS else repeated(one, count)
 
 
 def _carried_bytes(costed: Costed, program: ShardedProgram) -> float:
@@ -113,10 +107,6 @@ def _carried_bytes(costed: Costed, program: ShardedProgram) -> float:
     carried = [
         program.local_bytes(op.inputs[0])
         for index, op in enumerate(graph.ops)
-        if op.primitive == TIE and sources[op.inputs[0]] & Source.BATCH and _inside(costed, index)
+        if op.primitive == TIE and sources[op.inputs[0]] & Source.BATCH and graph.in_loop(index)
     ]
     return max(carried, default=0.0)
-
-
-def _inside(costed: Costed, index: int) -> bool:
-    return any(loop.begin <= index < loop.end for loop in costed.analysis.graph.loops)

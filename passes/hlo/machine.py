@@ -7,6 +7,19 @@ datasheet's, per device (what the compiler calls a device: a chip, or half of on
 import dataclasses
 import enum
 
+_HLO_DTYPES = {
+    "float64": "f64",
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "int8": "s8",
+}
+
+
+def hlo_dtype(name: str) -> str:
+    """A dtype of JAX's in HLO's spelling, as `peak_flops` has it; others as they are."""
+    return _HLO_DTYPES.get(name, name)
+
 
 class Fabric(enum.Enum):
     """How devices along an axis are joined.
