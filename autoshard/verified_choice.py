@@ -31,12 +31,10 @@ class Choice:
     Attributes:
       candidate: the layout and its passes.
       plan: its plan, with what was verified.
-      report: of its compilation.
     """
 
     candidate: Candidate
     plan: Plan
-    report: CompileReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +138,12 @@ def _new(candidates: Iterator[Candidate], tried: set[object], count: int) -> Ite
     """Up to `count` candidates that were not tried before."""
     for candidate in candidates:
         key = (candidate.plan.layout, candidate.passes)
-        if count and key not in tried:
+        if key not in tried:
             tried.add(key)
-            count -= 1
             yield candidate
+            count -= 1
+            if not count:  # further plans would be made for nothing
+                return
 
 
 def _fits(one: _Compiled, limit_bytes: int | None) -> bool:
@@ -171,7 +171,7 @@ def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) 
     order = sorted(done, key=lambda x: (x not in fitting, x.simulated_s or 0.0))
     rows = tuple(_row(x, best, fitting) for x in order)
     plan = dataclasses.replace(best.candidate.plan, verified=rows)
-    return Choice(best.candidate, plan, best.report)
+    return Choice(best.candidate, plan)
 
 
 def _row(one: _Compiled, best: _Compiled, fitting: list[_Compiled]) -> Verified:
