@@ -64,6 +64,18 @@ def pooled(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.concatenate([mean, jnp.where(mask.any(), largest, 0.0)])
 
 
+def expanded(buffers: jax.Array, mask: jax.Array) -> jax.Array:
+    """Features [N, F] also relative to their largest, and as logarithms: [N, 3 * F].
+
+    With many buffers each one's share of the gain is small; beside the largest it is not. Differences
+    of logarithms are ratios, such as a gain for its size.
+    """
+    size = jnp.abs(jnp.where(mask[:, None], buffers, 0.0))
+    relative = buffers / jnp.maximum(size.max(0, keepdims=True), 1e-6)
+    logarithm = jnp.sign(buffers) * jnp.log1p(1e3 * size) / 7
+    return jnp.concatenate([buffers, relative, logarithm], axis=1)
+
+
 class Encoder(nn.Module):
     """An observation as one vector for each buffer."""
 
@@ -73,7 +85,8 @@ class Encoder(nn.Module):
     def __call__(self, observation: Observation) -> jax.Array:
         """Returns f32[N, width]."""
         config = self.config
-        x = nn.Dense(config.width, name="buffers")(observation.buffers)
+        rows = expanded(observation.buffers, observation.mask)
+        x = nn.Dense(config.width, name="buffers")(rows)
         x = x + nn.Dense(config.width, name="summary")(observation.summary)[None]
         x = jax.nn.gelu(x)
         for number in range(config.layers):
