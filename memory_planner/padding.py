@@ -76,6 +76,8 @@ class PaddedProblem:
         is taken from the top.
       reserved: [U/32, T] uint32, the same in bits: set where no buffer may lie. Unit u is bit
         u % 32 of word u // 32.
+      demand_units: [T] size of all buffers that live then.
+      possible_ns: [] bound on what a step can gain, memory aside.
       is_buffer: [N] not padding, and has uses.
       size_units: [N] rounded up.
       begin: [N] as in `Buffer`.
@@ -95,6 +97,8 @@ class PaddedProblem:
     repeats: chex.Array
     limit_units: chex.Array
     reserved: chex.Array
+    demand_units: chex.Array
+    possible_ns: chex.Array
     is_buffer: chex.Array
     size_units: chex.Array
     begin: chex.Array
@@ -154,9 +158,11 @@ def pad(problem: MemoryProblem, shape: PaddedShape | None = None) -> PaddedProbl
     if shape.units % 32 or shape.units <= 0:
         raise MemoryPlannerError(f"units={shape.units} is no multiple of 32: take 512 or 1024.")
     _check_times(problem)
+    _check_durations(problem)
     _check_sums(problem)
     return PaddedProblem(
         **_operation_arrays(problem, shape),
+        **_bounds(problem, shape),
         **_buffer_arrays(problem, shape),
         **_decision_arrays(problem, shape),
     )
@@ -214,6 +220,16 @@ def _check_times(problem: MemoryProblem) -> None:
             )
 
 
+def _check_durations(problem: MemoryProblem) -> None:
+    """Fast memory never makes an operation slower."""
+    for operation in problem.operations:
+        if not 0 <= operation.floor_ns <= operation.slow_ns:
+            raise MemoryPlannerError(
+                f"{problem.name}: {operation.name} has floor_ns={operation.floor_ns}, but "
+                f"slow_ns={operation.slow_ns}: the floor must lie between 0 and that."
+            )
+
+
 def _check_sums(problem: MemoryProblem) -> None:
     """Everything that a game adds up must fit int32."""
     operations, buffers = problem.operations, problem.buffers
@@ -257,6 +273,27 @@ def _operation_arrays(problem: MemoryProblem, shape: PaddedShape) -> dict[str, n
         "repeats": _row([o.repeats for o in operations], shape.operations),
         "limit_units": limit_units,
         "reserved": _bits_from(limit_units, shape.units),
+    }
+
+
+def _bounds(problem: MemoryProblem, shape: PaddedShape) -> dict[str, np.ndarray]:
+    """What the features are measured by."""
+    saved = [0] * len(problem.operations)
+    demand = np.zeros(shape.operations, np.int64)
+    unit = unit_bytes(problem, shape.units)
+    for buffer in problem.buffers:
+        if buffer.uses:
+            saved[buffer.begin] += 0 if buffer.starts_in_hbm else buffer.benefit_ns
+            demand[buffer.begin : buffer.end] += -(-buffer.size_bytes // unit)
+        for use in buffer.uses:
+            saved[use.time] += use.benefit_ns
+    possible = sum(
+        o.repeats * min(s, max(0, o.slow_ns - o.floor_ns))
+        for o, s in zip(problem.operations, saved, strict=True)
+    )
+    return {
+        "demand_units": np.minimum(demand, INT32_LIMIT - 1).astype(np.int32),
+        "possible_ns": np.asarray(possible, np.int32),
     }
 
 

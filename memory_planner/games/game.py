@@ -71,4 +71,4 @@ class Game(Protocol[State]):
     def to_mapping(
         self, problem: MemoryProblem, padded: PaddedProblem, state: State
     ) -> MemoryMapping:
-        """The mapping that a state (one, not a batch) stands for; undecided uses read from HBM."""
+        """The mapping that the last state of an episode (one, not a batch) stands for."""
