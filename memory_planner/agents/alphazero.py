@@ -1,14 +1,14 @@
 """Gumbel AlphaZero: tree search in the true game, with a network's advice, that the network learns.
 
 "Policy improvement by planning with Gumbel" (Danihelka, Guez, Schrittwieser, Silver; 2022): at the
-root, actions are drawn without replacement by Gumbel-top-k and halved sequentially; the policy learns
-the softmax of its logits plus the search's completed values (section 4), which improves it even with a
-few simulations. `mctx` has the tree; its recurrent function here is the game itself.
+root, actions are drawn without replacement by Gumbel-top-k and halved sequentially; the policy
+learns the softmax of its logits plus the search's completed values (section 4), which improves it
+even with a few simulations. `mctx` has the tree; its recurrent function here is the game itself.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +47,8 @@ class AlphaZero:
     """
 
     game: Game
-    network: NetworkConfig = NetworkConfig()
-    search: SearchSettings = SearchSettings()
+    network: NetworkConfig
+    search: SearchSettings
     value_weight: float = 1.0
 
     def init(self, key: jax.Array, observation: Observation) -> Any:
@@ -89,7 +89,7 @@ class AlphaZero:
     def loss(
         self, params: Any, samples: Mapping[str, Any]
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """Mean over samples [M, ...] of the policy's cross-entropy and the value's squared error."""
+        """Means over samples [M, ...]: the policy's cross-entropy, the value's squared error."""
         logits, value = self._advise(params, samples["observation"], samples["legal"])
         policy = optax.softmax_cross_entropy(logits, samples["weights"]).mean()
         error = jnp.square(value - samples["return"]).mean()
@@ -100,7 +100,7 @@ class AlphaZero:
     ) -> tuple[jax.Array, jax.Array]:
         """Logits f32[B, A], illegal actions masked, and values f32[B]."""
         apply = jax.vmap(PolicyValue(self.network).apply, in_axes=(None, 0))
-        logits, value = apply(params, observation)
+        logits, value = cast(tuple[jax.Array, jax.Array], apply(params, observation))
         return jnp.where(legal, logits, LOWEST), value
 
     def _recurrent(
@@ -122,4 +122,3 @@ class AlphaZero:
             value=jnp.where(done, 0.0, value),
         )
         return output, (states, done)
-

@@ -31,7 +31,7 @@ class PlaySettings:
     lanes: int = 16
     seconds: float | None = None
     keep: int = 16
-    learning: LearningSettings = LearningSettings()
+    learning: LearningSettings = dataclasses.field(default_factory=LearningSettings)
 
 
 @dataclasses.dataclass(frozen=True)

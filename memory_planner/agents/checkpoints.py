@@ -1,7 +1,7 @@
 """A learner on disk, through Orbax: complete or absent, whatever kills the process.
 
-Everything that a learner is goes in, its replay included, so that a run that was killed goes on to the
-same parameters as one that was not.
+Everything that a learner is goes in, its replay included, so that a run that was killed goes on to
+the same parameters as one that was not.
 """
 
 import pathlib
@@ -41,7 +41,8 @@ class LearnerCheckpoints:
         foreign = [n for n in names if not n.split(".")[0].isdigit() and not n.startswith(".")]
         if foreign:
             raise MemoryPlannerError(
-                f"{self.directory} holds {foreign[0]}, which is no checkpoint: name an empty folder."
+                f"{self.directory} holds {foreign[0]}, which is no checkpoint: name an empty "
+                f"folder."
             )
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -90,8 +91,8 @@ class LearnerCheckpoints:
             if isinstance(error, MemoryPlannerError):
                 raise
             raise MemoryPlannerError(
-                f"Checkpoint {step} in {self.directory} is damaged ({error}): remove its folder to go "
-                f"on from the one before."
+                f"Checkpoint {step} in {self.directory} is damaged ({error}): remove its folder to "
+                f"go on from the one before."
             ) from error
         return _rebuilt(fresh, restored)
 

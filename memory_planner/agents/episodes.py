@@ -1,7 +1,7 @@
 """Episodes as data, and a book of the best ones seen.
 
-The games are deterministic, so an episode is its actions, and the best one ever seen is what a search
-is for, whatever its network thinks of later ones.
+The games are deterministic, so an episode is its actions, and the best one ever seen is what a
+search is for, whatever its network thinks of later ones.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class BestEpisodes:
         self._episodes: dict[tuple[int, ...], Episode] = {}
 
     def add(self, episode: Episode) -> None:
-        """Keeps the episode if it is new and among the best; of equal returns, the earlier stays."""
+        """Keeps the episode if it is new and among the best; of equal returns, the earlier."""
         if episode.actions in self._episodes:
             return
         self._episodes[episode.actions] = episode

@@ -1,9 +1,9 @@
 """MuZero's network: it imagines the game instead of being told the rules.
 
-"Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" (Schrittwieser et al.; 2020),
-figure 1: a representation of what is observed, a dynamics function from a state and an action to the
-next state and the reward, and a prediction of policy and value. The state keeps one vector for each
-buffer, so that the model is as blind to their numbers as `network.PolicyValue`.
+"Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" (Schrittwieser et al.;
+2020), figure 1: a representation of what is observed, a dynamics function from a state and an
+action to the next state and the reward, and a prediction of policy and value. The state keeps one
+vector for each buffer, so that the model is as blind to their numbers as `network.PolicyValue`.
 """
 
 import flax.linen as nn
@@ -55,7 +55,7 @@ class LearnedModel(nn.Module):
             taken = self._decided(state, mask)[:, None] * jax.nn.one_hot(action, choices)[None]
         after = self.norm(self.transition(state + self.action(taken), mask))
         pair = jnp.concatenate([pooled(after, mask), pooled(state, mask)])
-        return after, self.reward(jax.nn.gelu(self.reward_hidden(pair)))[0]
+        return after, self.reward(jax.nn.relu(self.reward_hidden(pair)))[0]
 
     def _decided(self, state: jax.Array, mask: jax.Array) -> jax.Array:
         """f32[N]: which buffer the model believes the decision is about; sums to 1."""

@@ -1,8 +1,8 @@
 """Playing and learning in turns: what AlphaZero and MuZero have in common.
 
 One iteration plays a game in every lane, puts its samples into the replay and takes a few steps of
-Adam on samples drawn from there. Its chance comes from the seed and the iteration's number alone, so
-that a learner restored from a checkpoint goes on exactly as it would have.
+Adam on samples drawn from there. Its chance comes from the seed and the iteration's number alone,
+so that a learner restored from a checkpoint goes on exactly as it would have.
 """
 
 import dataclasses
@@ -145,4 +145,3 @@ def _update(
     gradient, parts = jax.grad(agent.loss, has_aux=True)(params, samples)
     changes, state = settings.optimizer().update(gradient, state, params)
     return optax.apply_updates(params, changes), state, parts
-

@@ -105,9 +105,7 @@ def hill_climbing(
     return ledger.found()
 
 
-def order_crossover(
-    rng: np.random.Generator, mother: np.ndarray, father: np.ndarray
-) -> np.ndarray:
+def order_crossover(rng: np.random.Generator, mother: np.ndarray, father: np.ndarray) -> np.ndarray:
     """A stretch of the mother's order in its place, around it the others in the father's order.
 
     OX1 of "Applying Adaptive Algorithms to Epistatic Domains" (Davis; 1985).

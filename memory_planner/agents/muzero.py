@@ -35,8 +35,8 @@ class MuZero:
     """
 
     game: Game
-    network: NetworkConfig = NetworkConfig()
-    search: SearchSettings = SearchSettings()
+    network: NetworkConfig
+    search: SearchSettings
     unroll: int = 4
     value_weight: float = 1.0
 
@@ -80,7 +80,7 @@ class MuZero:
 
         def windows(array: np.ndarray, count: int) -> np.ndarray:
             """[L, B, ...] -> [samples, count, ...], zeros behind the end."""
-            padded = np.concatenate([array, np.zeros_like(array[: 1]).repeat(count, axis=0)])
+            padded = np.concatenate([array, np.zeros_like(array[:1]).repeat(count, axis=0)])
             parts = [padded[n : n + len(array)] for n in range(count)]
             return np.stack(parts, axis=2)[kept]
 
@@ -104,7 +104,7 @@ class MuZero:
         """
         observation, mask = samples["observation"], samples["observation"].mask
         state = self._apply("represent", params, observation)
-        parts = {"policy": 0.0, "value": 0.0, "reward": 0.0}
+        parts = {name: jnp.float32(0) for name in ("policy", "value", "reward")}
         for move in range(self.unroll + 1):
             weight = 1.0 if move == 0 else 1.0 / self.unroll
             logits, value = self._apply("predict", params, state, mask)

@@ -30,7 +30,7 @@ class NetworkConfig:
 
     width: int = 48
     layers: int = 2
-    heads: int = 4
+    heads: int = 2
     choices: int = 3
     marked_feature: int | None = None
 
@@ -53,11 +53,11 @@ class Block(nn.Module):
         read = jnp.einsum("hij,jhd->ihd", jax.nn.softmax(scores), v)
         x = x + nn.Dense(self.width, name="read")(read.reshape(count, self.width))
         hidden = nn.Dense(2 * self.width, name="hidden")(nn.LayerNorm(name="norm_hidden")(x))
-        return x + nn.Dense(self.width, name="out")(jax.nn.gelu(hidden))
+        return x + nn.Dense(self.width, name="out")(jax.nn.relu(hidden))
 
 
 def pooled(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean and maximum over the buffers: f32[N, W], bool[N] -> f32[2 * W]; zeros if there is none."""
+    """Mean and maximum over the buffers: f32[N, W], bool[N] -> f32[2 * W]; zeros if none."""
     kept = jnp.where(mask[:, None], x, 0.0)
     mean = kept.sum(0) / jnp.maximum(mask.sum(), 1)
     largest = jnp.where(mask[:, None], x, -1e9).max(0)
@@ -67,8 +67,8 @@ def pooled(x: jax.Array, mask: jax.Array) -> jax.Array:
 def expanded(buffers: jax.Array, mask: jax.Array) -> jax.Array:
     """Features [N, F] also relative to their largest, and as logarithms: [N, 3 * F].
 
-    With many buffers each one's share of the gain is small; beside the largest it is not. Differences
-    of logarithms are ratios, such as a gain for its size.
+    With many buffers each one's share of the gain is small; beside the largest it is not.
+    Differences of logarithms are ratios, such as a gain for its size.
     """
     size = jnp.abs(jnp.where(mask[:, None], buffers, 0.0))
     relative = buffers / jnp.maximum(size.max(0, keepdims=True), 1e-6)
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         rows = expanded(observation.buffers, observation.mask)
         x = nn.Dense(config.width, name="buffers")(rows)
         x = x + nn.Dense(config.width, name="summary")(observation.summary)[None]
-        x = jax.nn.gelu(x)
+        x = jax.nn.relu(x)
         for number in range(config.layers):
             x = Block(config.width, config.heads, name=f"block_{number}")(x, observation.mask)
         return nn.LayerNorm(name="norm")(x)
@@ -118,18 +118,18 @@ class Heads(nn.Module):
         everything = pooled(x, mask)
         value_hidden = nn.Dense(config.width, name="value_hidden")(everything)
         value = nn.Dense(1, name="value", kernel_init=nn.initializers.zeros)(
-            jax.nn.gelu(value_hidden)
+            jax.nn.relu(value_hidden)
         )[0]
         own = x if config.marked_feature is None else marked @ x
         hidden = nn.Dense(config.width, name="policy_hidden")(own)
         context = nn.Dense(config.width, name="policy_context", use_bias=False)(everything)
-        hidden = jax.nn.gelu(hidden + jnp.broadcast_to(context, hidden.shape))
+        hidden = jax.nn.relu(hidden + jnp.broadcast_to(context, hidden.shape))
         logits = nn.Dense(config.choices, name="policy", kernel_init=nn.initializers.zeros)(hidden)
         return logits.reshape(-1), value
 
 
 def marked_buffer(config: NetworkConfig, observation: Observation) -> jax.Array:
-    """f32[N]: 1 on the buffer that the decision is about; zeros if the decision names the buffer."""
+    """f32[N]: 1 on the buffer that the decision is about; zeros if the decision names it."""
     if config.marked_feature is None:
         return jnp.zeros(observation.buffers.shape[0])
     return observation.buffers[:, config.marked_feature]
@@ -142,7 +142,7 @@ class PolicyValue(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Observation) -> tuple[jax.Array, jax.Array]:
-        """Returns logits f32[A] and value f32[] of one observation; batches go through `jax.vmap`."""
+        """Logits f32[A] and value f32[] of one observation; batches go through `jax.vmap`."""
         x = Encoder(self.config, name="encoder")(observation)
         marked = marked_buffer(self.config, observation)
         return Heads(self.config, name="heads")(x, observation.mask, marked)

@@ -159,8 +159,11 @@ def play(
         )
         kept = (before.observation, before.legal, choice.action, choice.weights, reward)
         moves.append(jax.device_get((*kept, ~before.done)))
-    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *moves)
-    return Record(*stacked, scale_ns=np.asarray(scale_ns, np.float32))
+    observation, legal, actions, weights, rewards, playing = jax.tree.map(
+        lambda *arrays: np.stack(arrays), *moves
+    )
+    scale = np.asarray(scale_ns, np.float32)
+    return Record(observation, legal, actions, weights, rewards, playing, scale)
 
 
 def blank_record(game: Game, problem: Any) -> Record:

@@ -69,9 +69,12 @@ def save_network(path: pathlib.Path, network: StoredNetwork) -> None:
         "summary_features": network.summary_features,
         "history": network.history,
     }
-    arrays = traverse_util.flatten_dict(jax.device_get(network.params), sep="/")
+    arrays: dict[str, np.ndarray] = traverse_util.flatten_dict(
+        jax.device_get(network.params), sep="/"
+    )
     content = io.BytesIO()
-    np.savez_compressed(content, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
+    arrays[_ABOUT] = np.array(json.dumps(about))
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content.getvalue())
     partial.replace(path)
@@ -132,6 +135,6 @@ def _check_arrays(name: str, network: StoredNetwork, arrays: Mapping[str, np.nda
     for key in sorted(wanted.keys() | given.keys()):
         if wanted.get(key) != given.get(key):
             raise MemoryPlannerError(
-                f"{name} does not fit its own sizes: {key} has shape {given.get(key)}, a network of "
-                f"{network.config} needs {wanted.get(key)}; {_REMEDY}."
+                f"{name} does not fit its own sizes: {key} has shape {given.get(key)}, a network "
+                f"of {network.config} needs {wanted.get(key)}; {_REMEDY}."
             )

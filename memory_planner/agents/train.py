@@ -1,4 +1,4 @@
-"""Teaches an agent on ever new random problems, so that it knows what to do with one it never saw."""
+"""Teaches an agent on ever new problems, so that it knows what to do with one it never saw."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ class TrainingSettings:
 
     seed: int = 0
     lanes: int = 32
-    learning: LearningSettings = LearningSettings()
+    learning: LearningSettings = dataclasses.field(default_factory=LearningSettings)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,7 @@ from memory_planner.agents.best_episodes import PlaySettings, Progress, best_epi
 from memory_planner.agents.learner import Agent, LearningSettings
 from memory_planner.agents.muzero import MuZero
 from memory_planner.agents.network import NetworkConfig
-from memory_planner.errors import MemoryPlannerError
-from tests.memory_planner.agents.toy_game import Knapsack, best_return, things
+from tests.memory_planner.agents.toy_game import KNAPSACK, best_return, things
 
 TINY = NetworkConfig(width=8, layers=1, heads=2, choices=2)
 SEARCH = SearchSettings(simulations=8, considered=4)
@@ -18,7 +17,10 @@ PLAY = PlaySettings(
 )  # fmt: skip
 # The thing of the greatest gain, first and so doubled, leaves no room for the better pair.
 PROBLEM = things([6, 5, 5, 3], [8, 7, 7, 1], 10)
-AGENTS = {"alphazero": AlphaZero(Knapsack(), TINY, SEARCH), "muzero": MuZero(Knapsack(), TINY, SEARCH)}
+AGENTS: dict[str, Agent] = {
+    "alphazero": AlphaZero(KNAPSACK, TINY, SEARCH),
+    "muzero": MuZero(KNAPSACK, TINY, SEARCH),
+}
 
 
 @pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS)
@@ -35,5 +37,3 @@ def test_agent_finds_the_best_return(agent: Agent) -> None:
     assert len({episode.actions for episode in found.episodes}) == 4
     again = best_episodes(agent, PROBLEM, PLAY, seed=1)
     assert again.episodes == found.episodes
-
-

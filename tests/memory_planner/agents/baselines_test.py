@@ -44,7 +44,7 @@ def test_order(name: str, order: tuple[int, ...]) -> None:
 
 
 def test_all_orders_are_scored_once_each() -> None:
-    rows = []
+    rows: list[tuple[int, ...]] = []
 
     def score(orders: np.ndarray, eagerness: np.ndarray) -> np.ndarray:
         rows.extend(map(tuple, orders))

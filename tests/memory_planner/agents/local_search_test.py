@@ -1,12 +1,14 @@
 """Searches over orders, on objectives whose best order is known."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_planner.agents.baselines import random_orders
-from memory_planner.agents.candidates import Found
+from memory_planner.agents.candidates import Found, Score
 from memory_planner.agents.local_search import (
     Start,
     evolution,
@@ -20,6 +22,7 @@ TARGET = np.array([3, 1, 6, 0, 5, 2, 4])
 EAGER = np.array([0, 1, 2, 0, 1, 2, 0])
 START = Start([range(COUNT), range(COUNT)[::-1]])
 IDENTITY = tuple(range(COUNT))
+Search = Callable[[Score, int, int], Found]
 
 
 class Closeness:
@@ -35,16 +38,16 @@ class Closeness:
         return -(np.abs(places).sum(1) + (eagerness != EAGER[None]).sum(1)).astype(float)
 
 
-def climb(score: Closeness, budget: int, seed: int) -> Found:
+def climb(score: Score, budget: int, seed: int) -> Found:
     return hill_climbing(START, score, budget=budget, seed=seed, keep=5)
 
 
-def evolve(score: Closeness, budget: int, seed: int) -> Found:
+def evolve(score: Score, budget: int, seed: int) -> Found:
     return evolution(START, score, budget=budget, seed=seed, keep=5)
 
 
 @pytest.mark.parametrize("search", [climb, evolve])
-def test_search_finds_the_target_within_its_budget(search) -> None:  # type: ignore[no-untyped-def]
+def test_search_finds_the_target_within_its_budget(search: Search) -> None:
     score = Closeness()
     found = search(score, 2000, 0)
     best = found.candidates[0]
@@ -56,7 +59,7 @@ def test_search_finds_the_target_within_its_budget(search) -> None:  # type: ign
 
 
 @pytest.mark.parametrize("search", [climb, evolve])
-def test_search_is_the_same_for_a_seed_and_keeps_to_small_budgets(search) -> None:  # type: ignore[no-untyped-def]
+def test_search_is_the_same_for_a_seed_and_keeps_to_small_budgets(search: Search) -> None:
     assert search(Closeness(), 40, 1) == search(Closeness(), 40, 1)
     assert search(Closeness(), 40, 1) != search(Closeness(), 40, 2)
     for budget in (1, 3, 17):
@@ -75,8 +78,7 @@ def test_random_orders_are_permutations_and_worse_than_search() -> None:
     assert found.candidates[0].score < climb(Closeness(), 300, 0).candidates[0].score
 
 
-@pytest.mark.parametrize("search", [climb, evolve])
-def test_search_ends_where_there_is_nothing_new(search) -> None:  # type: ignore[no-untyped-def]
+def test_search_ends_where_there_is_nothing_new() -> None:
     def one_buffer(orders: np.ndarray, eagerness: np.ndarray) -> np.ndarray:
         return eagerness[:, 0].astype(float)
 

@@ -67,7 +67,7 @@ def test_damaged_absent_and_pickled_files_are_refused(
     with pytest.raises(MemoryPlannerError, match=r"network.npz is no stored network"):
         load_network(path)
     np.savez(path, about=np.array({"format": 1}, dtype=object))
-    with pytest.raises(MemoryPlannerError, match="no stored network .*allow_pickle"):
+    with pytest.raises(MemoryPlannerError, match=r"no stored network .*allow_pickle"):
         load_network(path)
     with pytest.raises(MemoryPlannerError, match="cannot be read"):
         load_network(tmp_path / "nothing.npz")

@@ -1,11 +1,12 @@
 """A game small enough to know its answer: which things to put into a knapsack, and in which order.
 
-Action `2 * i + choice` takes thing i: with choice 0 it is packed if it fits, else left; with choice 1
-it is left. The gain of a packed thing is its own, doubled if nothing was packed before it.
+Action `2 * i + choice` takes thing i: with choice 0 it is packed if it fits, else left; with choice
+1 it is left. The gain of a packed thing is its own, doubled if nothing was packed before it.
 """
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ from memory_planner.games.game import Observation
 class Things:
     """sizes, gains: int32[N]; capacity: int32[]. A thing of size 0 is padding."""
 
-    sizes: jax.Array
-    gains: jax.Array
-    capacity: jax.Array
+    sizes: Any
+    gains: Any
+    capacity: Any
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +60,10 @@ class Knapsack:
         columns = [problem.sizes / problem.capacity, problem.gains / problem.gains.sum()]
         buffers = jnp.stack([*columns, state.waiting.astype(jnp.float32)], axis=-1)
         return Observation(buffers, problem.sizes > 0, jnp.stack([room, 1 - room]))
+
+
+# Its problems are none of programs, which is all that a `Game` would ask of them.
+KNAPSACK: Any = Knapsack()
 
 
 def things(sizes: list[int], gains: list[int], capacity: int) -> Things:

@@ -11,11 +11,11 @@ from memory_planner.agents.learner import Learner, LearningSettings
 from memory_planner.agents.network import NetworkConfig
 from memory_planner.agents.train import Limits, Report, TrainingSettings, train
 from memory_planner.errors import MemoryPlannerError
-from tests.memory_planner.agents.toy_game import Knapsack, Things
+from tests.memory_planner.agents.toy_game import KNAPSACK, Things
 
 LANES = 4
 AGENT = AlphaZero(
-    Knapsack(), NetworkConfig(width=8, layers=1, heads=2, choices=2), SearchSettings(4, 4)
+    KNAPSACK, NetworkConfig(width=8, layers=1, heads=2, choices=2), SearchSettings(4, 4)
 )
 LEARNING = LearningSettings(batch_size=16, updates=2, replay_capacity=64)
 SETTINGS = TrainingSettings(seed=3, lanes=LANES, learning=LEARNING)
@@ -53,13 +53,13 @@ def test_damaged_checkpoint_is_named(tmp_path: pathlib.Path) -> None:
     for file in (tmp_path / "1" / "learner").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(MemoryPlannerError, match="Checkpoint 1 in .* is damaged"):
+    with pytest.raises(MemoryPlannerError, match=r"Checkpoint 1 in .* is damaged"):
         train(AGENT, problems, SETTINGS, Limits(iterations=2), directory=tmp_path)
 
 
 def test_folder_of_something_else_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(MemoryPlannerError, match="thesis.tex, which is no checkpoint"):
+    with pytest.raises(MemoryPlannerError, match=r"thesis\.tex, which is no checkpoint"):
         train(AGENT, problems, SETTINGS, Limits(iterations=1), directory=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
