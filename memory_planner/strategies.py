@@ -124,7 +124,9 @@ def _played(
         episodes=settings.episodes, seconds=settings.seconds, keep=4 * settings.assignments
     )
     played = best_episodes(agent, padded, play, params=params, seed=settings.seed)
-    games = [candidate_of(episode, session.count) for episode in played.episodes]
+    # Equal returns are mostly one mapping: the compiler is asked about one of each.
+    distinct = {episode.return_ns: episode for episode in reversed(played.episodes)}
+    games = [candidate_of(distinct[r], session.count) for r in sorted(distinct, reverse=True)]
     trials: list[Trial] = []
     score = session.score(method, trials)
     share = max(1, int(settings.assignments * _GAMES_SHARE))
