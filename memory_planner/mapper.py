@@ -143,12 +143,16 @@ def confirmed_best(
     for _ in range(compiles):
         trials = [session.evaluator.reconsidered(t) for t in trials]
         open_ones = [
-            n for n, t in enumerate(trials) if t.confirmed is None and t.screened is not None and not t.problem
+            n
+            for n, t in enumerate(trials)
+            if t.confirmed is None and t.screened is not None and not t.problem
         ]
         if not open_ones:
             break
         n = min(open_ones, key=lambda n: _screened(trials[n]))
-        best = min((t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0)
+        best = min(
+            (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
+        )
         if _screened(trials[n]) >= best:
             break  # nothing that is left promises more than what is in hand
         trials[n] = session.evaluator.confirm(trials[n])
