@@ -40,7 +40,7 @@ SWEPT = (
     {"xla_tpu_scoped_vmem_limit_kib": "8192"},
     {"xla_tpu_scoped_vmem_limit_kib": "24576"},
     {"xla_tpu_scoped_vmem_limit_kib": "32768"},
-    {"xla_vf_vmem_max_overlap_to_mem_size_async_copy_ratio": "2"},
+    {"xla_msa_max_overlap_to_mem_size_async_copy_ratio": "2"},
 )
 
 
@@ -233,7 +233,8 @@ def main() -> None:
     if not results:
         raise SystemExit("no program has contention")
     print(
-        "gain over the compiler's own mapping; compiler-estimated cycles plus simulated stalls, not run"
+        "gain over the compiler's own mapping (compiler-estimated cycles plus simulated stalls,"
+        " not run on hardware)"
     )
     print("\n".join(table(results)))
     outcomes = verdicts(results)
