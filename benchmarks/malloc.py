@@ -8,7 +8,8 @@ and compile the same number wholly; the sweep of whole-program options, which ca
 compiles each wholly. `sweep+alphazero` is what `autoshard.map_memory` does: the sweep, then the
 agent under the best of its options; it uses the compilations of both. What is reported are whole
 compilations only: compiler-estimated cycles plus simulated stalls of a step on one chip, not run on
-hardware. "prod" keeps the compiler's own mapping where nothing beats it. Results are kept in `runs/bench_malloc.jsonl`.
+hardware. "prod" keeps the compiler's own mapping where nothing beats it. Results are kept in
+`runs/bench_malloc.jsonl`.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 libtpu prints, with `TPU_VMODULE=algorithm=4,memory_space_assignment=3`, its options, the schedule
 as it counts time, a table of buffers in the order in which it placed them, and a table of the
-places they got. The log is no interface: what is not there is told by name, so that a caller can go on
-with the compiler's own mapping.
+places they got. The log is no interface: what is not there is told by name, so that a caller can
+go on with the compiler's own mapping.
 """
 
 import csv

@@ -110,10 +110,9 @@ class CostTable:
             slow = max(seconds * self.machine.clock_hz, busy, float(moved.sum()) if flops else 0.0)
             return Savings(slow, busy, tuple(np.minimum(moved, slow)))
         slow, floor = max(known.values()), min(known.values())
-        nothing = (False,) * len(sizes)
-        slow = known.get(
-            nothing, slow + float(moved[list(max(known, key=lambda w: known[w]))].sum())
-        )
+        slowest = max(known, key=lambda w: known[w])
+        nothing = tuple(False for _ in sizes)
+        slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
         if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
             floor = min(floor, max(busy, slow - _ELEMENTWISE_READS * float(moved.sum())))
         prior = _prior(module, c, i, moved, slow - floor)

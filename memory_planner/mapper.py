@@ -211,6 +211,6 @@ def _confirmation(session: Session, trial: Trial) -> str:
     assert session.default.confirmed is not None
     change = trial.confirmed.total / session.default.confirmed.total - 1
     return (
-        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} stalls "
-        f"({change:+.2%}), screened as {_screened(trial):.0f}"
+        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} "
+        f"stalls ({change:+.2%}), screened as {_screened(trial):.0f}"
     )

@@ -1,8 +1,8 @@
 """What an operation is and where its operands and results lie: equal ones can be recognised.
 
 An operation that occurs in each of a model's layers costs the same in each, as long as its operands
-and results lie in the same memories. Two are equal here when their shapes, and the operations inside
-them, are.
+and results lie in the same memories. Two are equal here when their shapes, and the operations
+inside them, are.
 """
 
 import hashlib
