@@ -110,13 +110,13 @@ def _free_before(
     """The write-back ends before the copy begins, so neither takes time from the other."""
     copy_ns = pick(problem.copy_ns, move.buffer)
     written_ns = jnp.where(move.writes, copy_ns, 0)
-    copied_ns = jnp.where(move.copies, copy_ns, 0)
     left = copies.take_earliest(memory.free_before, offer.before_write_ns, written_ns)
-    return jnp.where(
+    copied = jnp.where(
         eagerness == LATEST,
-        copies.take_latest(left, move.time, offer.before_use_ns - written_ns, copied_ns),
-        copies.take_earliest(left, offer.before_copy_ns - written_ns, copied_ns),
+        copies.take_latest(left, move.time, offer.before_use_ns - written_ns, copy_ns),
+        copies.take_earliest(left, offer.before_copy_ns - written_ns, copy_ns),
     )
+    return jnp.where(move.copies, copied, left)
 
 
 def _saved_ns(problem: PaddedProblem, memory: Memory, move: _Move) -> Array:
