@@ -44,6 +44,10 @@ class MappingGame:
         """One for each use."""
         return shape.decisions
 
+    def move_count(self, problem: PaddedProblem) -> int:
+        """One for each use."""
+        return int(problem.decision_count)
+
     def reset(self, problem: PaddedProblem) -> MappingState:
         """See `Game`."""
         return _offered(problem, empty(problem), jnp.int32(0))

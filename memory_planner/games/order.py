@@ -9,6 +9,7 @@ DEFAULT is what the compiler prefers by itself.
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array, lax
 
@@ -47,6 +48,10 @@ class OrderGame:
     def max_moves(self, shape: PaddedShape) -> int:
         """One for each buffer."""
         return shape.buffers
+
+    def move_count(self, problem: PaddedProblem) -> int:
+        """One for each buffer with uses."""
+        return int(np.sum(problem.is_buffer))
 
     def reset(self, problem: PaddedProblem) -> OrderState:
         """See `Game`."""
