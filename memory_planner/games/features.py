@@ -5,7 +5,7 @@ Sizes are in fractions of the capacity, times in fractions of the program, gains
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from memory_planner.games.game import Observation
 from memory_planner.games.placement import Memory
@@ -169,8 +169,7 @@ def _summary(
 
 def _taken_fraction(problem: PaddedProblem, memory: Memory) -> Array:
     """[T] of the units, also by what the operations reserve."""
-    bits = lax.population_count(memory.occupied).astype(jnp.float32)
-    return jnp.sum(bits, axis=0) / problem.shape.units
+    return memory.used_units / problem.shape.units
 
 
 def _room_ns(problem: PaddedProblem, memory: Memory) -> Array:

@@ -1,6 +1,7 @@
 """The JAX games and plain Python agree to the last bit on 1,000 random problems, move by move."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from tests.memory_planner.games.reference import ReferenceMapping, ReferenceOrde
 
 PROBLEMS = 1000
 SHAPE = PaddedShape(buffers=9, operations=11, uses=3, decisions=18, units=64)
-GAMES = {"mapping": MappingGame(), "order": OrderGame()}
+GAMES: dict[str, Game[Any]] = {"mapping": MappingGame(), "order": OrderGame()}
 
 
 @functools.cache
@@ -44,13 +45,13 @@ def padded() -> PaddedProblem:
 @functools.cache
 def played(name: str) -> dict[str, np.ndarray]:
     """Episodes of random moves, one in ten of which may be illegal: [moves, problems, ...]."""
-    game: Game = GAMES[name]
+    game = GAMES[name]
     actions = game.action_count(SHAPE)
     # Two moves more than an episode can have.
     moves = game.max_moves(SHAPE) + 2
 
-    def episode(problem: PaddedProblem, key: jax.Array) -> tuple[dict, object]:
-        def move(state: object, key: jax.Array) -> tuple[object, dict]:
+    def episode(problem: PaddedProblem, key: jax.Array) -> tuple[dict, Any]:
+        def move(state: Any, key: jax.Array) -> tuple[Any, dict]:
             legal = game.legal(problem, state)
             kind, choice = jax.random.split(key)
             # Drops as likely as all else would leave fast memory empty.
@@ -64,7 +65,7 @@ def played(name: str) -> dict[str, np.ndarray]:
                 "action": action,
                 "gain_ns": gain_ns,
                 "done": done,
-                "taken": jnp.sum(jax.lax.population_count(memory.occupied), axis=0),
+                "taken": memory.used_units,
                 "left_ns": memory.free_before[1:] - memory.free_before[:-1],
                 "saved_ns": memory.saved_ns,
                 "served": memory.stays >= 0,
