@@ -3,6 +3,8 @@
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from memory_planner.agents import baselines
@@ -11,7 +13,7 @@ from memory_planner.agents.best_episodes import PlaySettings, best_episodes
 from memory_planner.agents.game_score import GameScore, candidate_of
 from memory_planner.agents.learner import LearningSettings
 from memory_planner.agents.local_search import Start, hill_climbing
-from memory_planner.agents.network import NetworkConfig
+from memory_planner.agents.network import MAPPING_MARK, NetworkConfig
 from memory_planner.agents.stored_network import order_network
 from memory_planner.games.mapping import MappingGame
 from memory_planner.games.order import OrderGame
@@ -111,14 +113,26 @@ def test_order_player_reaches_the_best_of_all_orders() -> None:
 
 
 def test_mapping_player_reaches_the_best_of_all_mappings() -> None:
-    config = NetworkConfig(width=8, layers=1, marked_feature=18)
+    config = NetworkConfig(width=8, layers=1, marked_feature=MAPPING_MARK)
     agent = AlphaZero(MappingGame(), config, SearchSettings(8, 3))
     for problem in small_problems():
         played = best_episodes(agent, pad(problem, SHAPE), PLAY)
         assert played.episodes[0].return_ns == best_of_all_mappings(problem) > 0
 
 
+def test_the_mark_is_on_the_buffer_to_decide() -> None:
+    problem = small_problems()[0]
+    padded, game = pad(problem, SHAPE), MappingGame()
+    state = jax.jit(game.reset)(padded)
+    observe = jax.jit(game.observe)
+    for number in range(problem.use_count):
+        seen = observe(padded, state.replace(decision=jnp.int32(number)))
+        marks = list(seen.buffers[:, MAPPING_MARK])
+        assert marks == [n == padded.decision_buffer[number] for n in range(SHAPE.buffers)]
+
+
 def test_shipped_network_reads_what_the_order_game_shows() -> None:
     padded = pad(GREEDY_FAILS, SHAPE)
     game = OrderGame()
-    order_network().check_fits(game.observe(padded, game.reset(padded)))
+    seen = jax.eval_shape(lambda: game.observe(padded, game.reset(padded)))
+    order_network().check_fits(seen)
