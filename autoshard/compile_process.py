@@ -11,19 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from autoshard.aot import TPU_ENVIRONMENT
 from autoshard.compile_messages import CompileReply, CompileRequest
 from autoshard.errors import CompileError
 
 _PROGRESS_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 0.02
 _LAST_LINES = 5
 _LAST_BYTES = 4000
 
 Progress = Callable[[float], None]
+_Found = TypeVar("_Found")
 
 
 def compile_isolated(
@@ -66,8 +68,76 @@ def compile_isolated(
             ) from error
 
 
+def compile_until(
+    request: CompileRequest,
+    look: Callable[[Path], _Found | None],
+    timeout_s: float,
+    environment: Mapping[str, str],
+) -> tuple[_Found, str]:
+    """Compile in a new process until something is found in what it dumps; then end it.
+
+    Args:
+      request: what to compile.
+      look: called with the folder of the compiler's files about fifty times a second; ends the
+        compilation by returning something.
+      timeout_s: seconds before it is ended anyway.
+      environment: variables of the process besides the usual ones.
+
+    Returns:
+      What `look` found, and all that the process printed.
+
+    Raises:
+      CompileError: the time is up, or the process ended with nothing found.
+    """
+    with contextlib.ExitStack() as stack:
+        answer = stack.enter_context(tempfile.TemporaryFile())
+        said = stack.enter_context(tempfile.TemporaryFile())
+        dump = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True)
+        )
+        process = _start(request, answer, said, dump, environment)
+        try:
+            found = _look(process, Path(dump), look, time.monotonic() + timeout_s)
+        finally:
+            _end(process)
+        if found is None:
+            raise CompileError(_early_end(request.topology, process.returncode, answer, said))
+        said.seek(0)
+        return found, said.read().decode(errors="replace")
+
+
+def _look(
+    process: subprocess.Popen[bytes], dump: Path, look: Callable[[Path], _Found | None], end: float
+) -> _Found | None:
+    while True:
+        ended = process.poll() is not None
+        found = look(dump)
+        if found is not None or ended or time.monotonic() > end:
+            return found
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def _early_end(topology: str, code: int, answer: IO[bytes], said: IO[bytes]) -> str:
+    """Why a compilation showed nothing: its own error, a crash, or the time."""
+    if code not in (0, -signal.SIGKILL):
+        return _epitaph(topology, code, said)
+    answer.seek(0)
+    with contextlib.suppress(ValueError):
+        error = CompileReply.from_bytes(answer.read()).error
+        if error:
+            return f"the compiler for {topology} refuses the program: {error.splitlines()[0]}"
+    return (
+        f"compiling for {topology} was ended before the compiler had assigned memory: give it more "
+        "time, or check with isolate=False what it says"
+    )
+
+
 def _start(
-    request: CompileRequest, answer: IO[bytes], said: IO[bytes], dump: str
+    request: CompileRequest,
+    answer: IO[bytes],
+    said: IO[bytes],
+    dump: str,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as question:
         question.write(request.to_bytes())
@@ -79,7 +149,7 @@ def _start(
             stdout=said,
             stderr=said,
             pass_fds=(answer.fileno(),),
-            env=_environment(),
+            env={**_environment(), **(environment or {})},
             start_new_session=True,
         )
 

@@ -114,7 +114,8 @@ class MemoryProblem:
 class Stay:
     """A stretch of time for which a buffer lies in fast memory.
 
-    It begins where the buffer is defined there, or where a copy from HBM begins.
+    It begins where the buffer is defined there (or updated in place there, which only mappings of
+    compilers do), or where a copy from HBM begins.
 
     Attributes:
       buffer: its number.

@@ -1,0 +1,179 @@
+"""Find a better mapping of a program's buffers than its compiler's own, or keep that.
+
+open      compile it as it is and without fast memory; extract the problem
+propose   a strategy screens orders on the compiler, stopped after buffer assignment
+confirm   the best are compiled wholly; what they teach re-ranks the others
+choose    the best of what was confirmed, the compiler's own included: never worse than default
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from memory_planner.evaluation import Compiler, Trial
+from memory_planner.extract import Extracted
+from memory_planner.session import CannotMapError, Session, follows_options, open_session
+from memory_planner.step_cycles import StepCycles
+from memory_planner.strategies import STRATEGIES, Settings
+from passes.hlo.machine import MachineModel
+
+DEFAULT_STRATEGY = "alphazero"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much to spend on one program.
+
+    Attributes:
+      assignments: compilations that stop after buffer assignment (seconds each).
+      compiles: whole compilations of candidates, besides the program's own.
+      strategy: one of `strategies.STRATEGIES`.
+      episodes: games that an agent plays at most.
+      play_seconds: after which it stops playing; None: never.
+      seed: of all chance.
+    """
+
+    assignments: int = 40
+    compiles: int = 4
+    strategy: str = DEFAULT_STRATEGY
+    episodes: int = 256
+    play_seconds: float | None = 120.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """What was found.
+
+    Attributes:
+      options: to compile with; empty where the compiler's own mapping is the best.
+      default, best: compiler-estimated cycles plus simulated stalls of a step, not run on hardware.
+      method: who proposed the best.
+      trials: everything that was tried, the best first.
+      extracted: the program's problem and the compiler's own mapping.
+      assignments, compiles: made, those for opening the program included.
+    """
+
+    options: tuple[tuple[str, str], ...]
+    default: StepCycles
+    best: StepCycles
+    method: str
+    trials: tuple[Trial, ...]
+    extracted: Extracted
+    assignments: int
+    compiles: int
+
+    @property
+    def gain(self) -> float:
+        """Share of the default's time that is saved."""
+        return 1.0 - self.best.total / self.default.total
+
+
+def map_memory(
+    compiler: Compiler,
+    machine: MachineModel,
+    budget: Budget | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Mapped:
+    """Search for compiler options that place a program's buffers better.
+
+    Args:
+      compiler: of the program.
+      machine: one device of its target.
+      budget: what to spend.
+      progress: called with a line of text now and then.
+
+    Raises:
+      CannotMapError: there is nothing to decide: no contention, or a compiler that does not explain
+        itself or does not follow orders.
+      CompilerFailure: the program itself does not compile.
+      MemoryPlannerError: the strategy is unknown.
+    """
+    budget = budget or Budget()
+    progress("compiling the program as it is, and without fast memory")
+    session = open_session(compiler, machine)
+    if not follows_options(session):
+        raise CannotMapError(
+            "the compiler does not follow xla_tpu_msa_sort_order_overrides: its own mapping stays"
+        )
+    return search(session, budget, progress)
+
+
+def search(
+    session: Session, budget: Budget, progress: Callable[[str], None] = lambda _: None
+) -> Mapped:
+    """The same for a program that is open.
+
+    Raises:
+      MemoryPlannerError: the strategy is unknown.
+    """
+    if budget.strategy not in STRATEGIES:
+        raise CannotMapError(
+            f"strategy {budget.strategy!r} is none of {', '.join(sorted(STRATEGIES))}"
+        )
+    assert session.default.confirmed is not None
+    problem = session.extracted.problem
+    progress(
+        f"{len(problem.buffers)} buffers with {problem.use_count} uses, default "
+        f"{session.default.confirmed.total:.0f} cycles; {budget.strategy} proposes"
+    )
+    settings = Settings(budget.assignments, budget.episodes, budget.play_seconds, budget.seed)
+    trials = STRATEGIES[budget.strategy](session, settings)
+    trials = confirmed_best(session, trials, budget.compiles, progress)
+    ranked = sorted([session.default, *trials], key=_rank)
+    best = ranked[0]
+    assert best.confirmed is not None
+    evaluator = session.evaluator
+    return Mapped(
+        options=best.options,
+        default=session.default.confirmed,
+        best=best.confirmed,
+        method=best.method,
+        trials=tuple(ranked),
+        extracted=session.extracted,
+        assignments=evaluator.assignments,
+        compiles=evaluator.compiles,
+    )
+
+
+def confirmed_best(
+    session: Session, trials: list[Trial], compiles: int, progress: Callable[[str], None]
+) -> list[Trial]:
+    """Compile the most promising, one after the other; each teaches what the next is."""
+    trials = list({t.options: t for t in trials}.values())
+    for _ in range(compiles):
+        trials = [session.evaluator.reconsidered(t) for t in trials]
+        open_ones = [
+            n
+            for n, t in enumerate(trials)
+            if t.confirmed is None and t.screened is not None and not t.problem
+        ]
+        if not open_ones:
+            break
+        n = min(open_ones, key=lambda n: _screened(trials[n]))
+        best = min(
+            (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
+        )
+        if _screened(trials[n]) >= best:
+            break  # nothing that is left promises more than what is in hand
+        trials[n] = session.evaluator.confirm(trials[n])
+        progress(_confirmation(session, trials[n]))
+    return trials
+
+
+def _screened(trial: Trial) -> float:
+    return float("inf") if trial.screened is None else trial.screened.total
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    return trial.confirmed is None, trial.confirmed.total if trial.confirmed else _screened(trial)
+
+
+def _confirmation(session: Session, trial: Trial) -> str:
+    if trial.confirmed is None:
+        return f"a candidate did not compile: {trial.problem[:120]}"
+    assert session.default.confirmed is not None
+    change = trial.confirmed.total / session.default.confirmed.total - 1
+    return (
+        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} stalls "
+        f"({change:+.2%}), screened as {_screened(trial):.0f}"
+    )

@@ -1,0 +1,67 @@
+"""What an operation is and where its operands and results lie, so that equal ones can be recognised.
+
+An operation that occurs in each of a model's layers costs the same in each, as long as its operands
+and results lie in the same memories. Two are equal here when their shapes, and the operations inside
+them, are.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+from passes.hlo.module import Computation, HloModule, Instruction
+from passes.hlo.shapes import Array, Shape, arrays
+
+FAST_SPACE = 1
+# Of an instruction inside a fusion, what changes its work besides opcode and shapes.
+_ATTRIBUTES = (
+    "window", "dim_labels", "lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims",
+    "rhs_batch_dims", "dimensions", "slice", "padding", "feature_group_count", "dynamic_slice_sizes",
+    "direction", "custom_call_target", "operand_precision", "kind",
+)  # fmt: skip
+
+
+def placement(module: HloModule, c: Computation, i: Instruction) -> tuple[bool, ...]:
+    """For each array of each operand, then of the result: whether it lies in fast memory."""
+    return tuple(a.space == FAST_SPACE for _, a in _positions(module, c, i))
+
+
+def positions(module: HloModule, c: Computation, i: Instruction) -> tuple[tuple[int, Array], ...]:
+    """(operand's number, or -1 for the result; its array), in the order of `placement`."""
+    return tuple(_positions(module, c, i))
+
+
+def _positions(module: HloModule, c: Computation, i: Instruction) -> Iterator[tuple[int, Array]]:
+    for number, name in enumerate(i.operands):
+        yield from ((number, a) for a in arrays(module.shape_of(c, name)))
+    yield from ((-1, a) for a in arrays(i.shape))
+
+
+def signature(module: HloModule, c: Computation, i: Instruction) -> str:
+    """A digest that is equal for operations of equal work."""
+    digest = hashlib.sha256()
+    digest.update(_line(i).encode())
+    for number, array in _positions(module, c, i):
+        digest.update(f"{number} {_shape(array)}".encode())
+    for name in i.called:
+        inner = module.computations.get(name)
+        if inner is not None:
+            digest.update(_body(inner).encode())
+    return digest.hexdigest()
+
+
+def _body(c: Computation) -> str:
+    numbers = {j.name: n for n, j in enumerate(c.instructions)}
+    lines = (
+        f"{_line(j)} {_shape(j.shape)} {[numbers.get(name, -1) for name in j.operands]} "
+        f"{j.literal if j.opcode in ('parameter', 'constant') else ''}"
+        for j in c.instructions
+    )
+    return "\n".join(lines)
+
+
+def _line(i: Instruction) -> str:
+    return f"{i.opcode} {[i.attributes.get(name, '') for name in _ATTRIBUTES]}"
+
+
+def _shape(shape: Shape) -> str:
+    return " ".join(f"{a.dtype}{a.dims}{a.minor_to_major}{a.tile}" for a in arrays(shape))
