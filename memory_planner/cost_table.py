@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from memory_planner.signature import placement, positions, signature
+from passes.hlo.flops import product_dtype, product_flops
 from passes.hlo.machine import MachineModel
 from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.opcodes import FREE
 from passes.hlo.operation_time import operation_time
-from passes.hlo.flops import product_dtype, product_flops
 
 _FIT_STEPS = 300
 # How strongly the fit holds to savings in proportion to bytes, where compilations do not tell.
