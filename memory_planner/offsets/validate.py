@@ -23,6 +23,7 @@ def _meet(a: Buffer, b: Buffer) -> bool:
 def validate(problem: OffsetProblem, solution: OffsetSolution, capacity_bytes: int) -> None:
     """Check a packing by brute force, in time quadratic in the number of buffers.
 
+    A buffer of no bytes, or that is never live, only has to keep to its fixed offset and alignment.
     For a best effort, pass its `height_bytes` as the capacity.
 
     Raises:
@@ -42,7 +43,7 @@ def validate(problem: OffsetProblem, solution: OffsetSolution, capacity_bytes: i
         if buffer.offset is not None and offset != buffer.offset:
             raise InvalidPackingError(f"{where} is fixed at {buffer.offset}")
         for bound in (capacity_bytes, solution.height_bytes):
-            if offset + buffer.size_bytes > bound:
+            if buffer.size_bytes and _meet(buffer, buffer) and offset + buffer.size_bytes > bound:
                 raise InvalidPackingError(f"{where} ends above {bound}")
     for (a, low), (b, high) in itertools.combinations(placed, 2):
         apart = low + a.size_bytes <= high or high + b.size_bytes <= low
