@@ -23,9 +23,9 @@ class SearchOptions:
 
     inference: Inference = Inference.ALL
     orders: tuple[str, ...] = ORDERS
-    restarts: int = 8
-    first_slice: int = 500
-    growth: float = 1.3
+    restarts: int = 12
+    first_slice: int = 300
+    growth: float = 1.25
     climb_steps: int = 50
 
     def __post_init__(self) -> None:
