@@ -15,7 +15,6 @@ from memory_planner.offsets.search_state import (
     F_END,
     F_HIGH,
     F_LOW,
-    F_MEMBERS,
     F_NEXT,
     F_OFFSET,
     F_PARENT,
@@ -24,7 +23,6 @@ from memory_planner.offsets.search_state import (
     F_TRAIL,
     FRAMES,
     INFERENCE,
-    MEMBERS,
     NODES,
     P_BEGIN,
     P_END,
@@ -59,12 +57,11 @@ def _open_frame(packed: Packing, search: Search, part: int) -> None:
     row[F_OFFSET] = search.frames[owner, F_OFFSET] if owner >= 0 else 0
     row[F_RANK] = search.frames[owner, F_RANK] if owner >= 0 else -1
     row[F_TRAIL] = search.counts[TRAIL]
-    row[F_MEMBERS] = search.counts[MEMBERS]
     row[F_PARTS] = search.counts[PARTS]
     ceiling = packed.capacity + 1
     low, high = search.floor.shape[0], 0
     for k in range(row[F_BEGIN], row[F_END]):
-        buffer = search.part_members[k]
+        buffer = search.arranged[k]
         ceiling = min(ceiling, search.lowest[buffer] + packed.size[buffer])
         low = min(low, packed.sections[packed.section_starts[buffer]])
         high = max(high, packed.sections[packed.section_starts[buffer + 1] - 1] + 1)
@@ -80,7 +77,7 @@ def _next_candidate(packed: Packing, search: Search, frame: int) -> int:
     best = -1
     best_low = row[F_CEILING]
     for k in range(row[F_BEGIN], row[F_END]):
-        buffer = search.part_members[k]
+        buffer = search.arranged[k]
         low = search.lowest[buffer]
         rank = search.rank[buffer]
         if low < row[F_OFFSET] or (low == row[F_OFFSET] and rank <= row[F_RANK]):
@@ -96,27 +93,13 @@ def _next_candidate(packed: Packing, search: Search, frame: int) -> int:
 
 
 @compiled
-def _push_part(search: Search, frame: int, begin: int, following: int) -> None:
-    """Members from `begin` to the top of their stack become a part, if there are any."""
-    end = search.counts[MEMBERS]
-    if end == begin:
-        return
-    part = search.counts[PARTS]
-    search.counts[PARTS] = part + 1
-    search.parts[part, P_OWNER] = frame
-    search.parts[part, P_BEGIN] = begin
-    search.parts[part, P_END] = end
-    search.parts[part, P_NEXT] = following
-
-
-@compiled
 def _number_parts(packed: Packing, search: Search, frame: int) -> int:
     """Fill `crossing` with a number of the part for each section of a frame; returns how many."""
     row = search.frames[frame]
     low, high = row[F_LOW], row[F_HIGH]
     search.crossing[low : high + 1] = 0
     for k in range(row[F_BEGIN], row[F_END]):
-        buffer = search.part_members[k]
+        buffer = search.arranged[k]
         if search.offset[buffer] < 0:
             search.crossing[packed.sections[packed.section_starts[buffer]]] += 1
             search.crossing[packed.sections[packed.section_starts[buffer + 1] - 1]] -= 1
@@ -138,17 +121,29 @@ def _leave_parts(packed: Packing, search: Search, frame: int) -> int:
     The first is solved first; the last is followed by what follows the frame's own part.
     """
     row = search.frames[frame]
-    count = _number_parts(packed, search, frame)
+    begin, end = row[F_BEGIN], row[F_END]
     first = search.counts[PARTS]
-    for part in range(count):
-        begin = search.counts[MEMBERS]
-        for k in range(row[F_BEGIN], row[F_END]):
-            buffer = search.part_members[k]
+    at = begin
+    for number in range(_number_parts(packed, search, frame)):
+        part_begin = at
+        for k in range(begin, end):
+            buffer = search.arranged[k]
             section = packed.sections[packed.section_starts[buffer]]
-            if search.offset[buffer] < 0 and search.crossing[section] == part:
-                search.part_members[search.counts[MEMBERS]] = buffer
-                search.counts[MEMBERS] += 1
-        _push_part(search, frame, begin, search.counts[PARTS] + 1)
+            if search.offset[buffer] < 0 and search.crossing[section] == number:
+                search.spare[at] = buffer
+                at += 1
+        if at > part_begin:
+            part = search.counts[PARTS]
+            search.counts[PARTS] = part + 1
+            search.parts[part, P_OWNER] = frame
+            search.parts[part, P_BEGIN] = part_begin
+            search.parts[part, P_END] = at
+            search.parts[part, P_NEXT] = part + 1
+    for k in range(begin, end):
+        if search.offset[search.arranged[k]] >= 0:
+            search.spare[at] = search.arranged[k]
+            at += 1
+    search.arranged[begin:end] = search.spare[begin:end]
     if search.counts[PARTS] == first:
         return int(row[F_NEXT])
     search.parts[search.counts[PARTS] - 1, P_NEXT] = row[F_NEXT]
@@ -161,19 +156,7 @@ def _give_up(packed: Packing, search: Search, frame: int) -> None:
     row = search.frames[frame]
     undo(packed, search, row[F_TRAIL])
     search.counts[FRAMES] = frame + 1
-    search.counts[MEMBERS] = row[F_MEMBERS]
     search.counts[PARTS] = row[F_PARTS]
-
-
-@compiled
-def _has_room(packed: Packing, search: Search) -> bool:
-    n = packed.size.shape[0]
-    room = 3 * n + packed.member_starts.shape[0]
-    return bool(
-        search.counts[TRAIL] + room <= search.trail_at.shape[0]
-        and search.counts[MEMBERS] + n <= search.part_members.shape[0]
-        and search.counts[PARTS] + n <= search.parts.shape[0]
-    )
 
 
 @compiled
@@ -187,6 +170,7 @@ def advance(packed: Packing, search: Search, nodes: int) -> int:
     if search.counts[FRAMES] == 0:
         _open_frame(packed, search, 0)
     until = search.counts[NODES] + nodes
+    room = 3 * packed.size.shape[0] + packed.member_starts.shape[0]
     while True:
         frame = search.counts[FRAMES] - 1
         buffer = _next_candidate(packed, search, frame)
@@ -198,7 +182,7 @@ def advance(packed: Packing, search: Search, nodes: int) -> int:
             continue
         if search.counts[NODES] >= until:
             return OUT_OF_NODES
-        if not _has_room(packed, search):
+        if search.counts[TRAIL] + room > search.trail_at.shape[0]:
             return OUT_OF_ROOM
         search.counts[NODES] += 1
         offset = search.lowest[buffer]

@@ -117,7 +117,7 @@ def _lift_stuck(
     buffer that is still to come, which itself lies at `offset` or above.
     """
     for k in range(begin, end):
-        buffer = search.part_members[k]
+        buffer = search.arranged[k]
         low = search.lowest[buffer]
         passed = low < offset or (low == offset and search.rank[buffer] < rank)
         if search.offset[buffer] >= 0 or not passed:

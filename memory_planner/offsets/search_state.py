@@ -68,24 +68,23 @@ class Packing(NamedTuple):
 
 
 # Indices of `Search.counts`.
-TRAIL, FRAMES, MEMBERS, PARTS, NODES, STAMP, PLACED, DEEPEST, INFERENCE = range(9)
+TRAIL, FRAMES, PARTS, NODES, STAMP, PLACED, DEEPEST, INFERENCE, COUNTS = range(9)
 
 # Columns of `Search.frames`. A frame places the buffers of one part, in order of offset and rank.
 (
     F_PARENT,  # the frame whose placement left this part
-    F_BEGIN,  # its members: part_members[F_BEGIN:F_END]
+    F_BEGIN,  # its members: arranged[F_BEGIN:F_END]
     F_END,
-    F_OFFSET,  # the last placement: offset, rank and buffer; at first, that of the parent
+    F_OFFSET,  # the last placement, by offset and rank; at first, that of the parent
     F_RANK,
     F_TRAIL,  # lengths of the stacks when the frame was made
-    F_MEMBERS,
     F_PARTS,
     F_NEXT,  # the part to be solved once this one is, or -1
     F_LOW,  # its sections
     F_HIGH,
     F_CEILING,  # no placement at or above: a buffer fits below
     FRAME_COLUMNS,
-) = range(13)
+) = range(12)
 
 # Columns of `Search.parts`: what a placement left, not yet begun.
 P_OWNER, P_BEGIN, P_END, P_NEXT, PART_COLUMNS = range(5)
@@ -105,7 +104,10 @@ class Search(NamedTuple):
       trail_at, trail_old: what to restore on the way back: indices into lowest, bound, floor, one
         after the other; beyond them, a placed buffer.
       counts: lengths of the stacks, nodes, and so on.
-      frames, parts, part_members: stacks.
+      frames, parts: stacks; there are at most n frames, and n parts not yet begun.
+      arranged: [n], the buffers, those of a part side by side. A frame rearranges its own members
+        only, so that its parent finds the same ones in its range.
+      spare: scratch to rearrange in.
       touched: [m], stamp of the last placement that changed the section.
       heights, sizes: scratch of one section's bound.
       crossing: scratch of the decomposition.
@@ -124,7 +126,8 @@ class Search(NamedTuple):
     counts: Ints
     frames: Ints
     parts: Ints
-    part_members: Ints
+    arranged: Ints
+    spare: Ints
     touched: Ints
     heights: Ints
     sizes: Ints
@@ -186,8 +189,8 @@ def start(packed: Packing, order: Sequence[int], twin: Ints, inference: Inferenc
     rank = np.empty(n, np.int64)
     rank[np.asarray(order, np.int64)] = np.arange(n)
     left = np.add.reduceat(packed.size[packed.members], packed.member_starts[:-1])
-    counts = np.zeros(9, np.int64)
-    counts[[MEMBERS, PARTS, INFERENCE]] = n, 1, int(inference)
+    counts = np.zeros(COUNTS, np.int64)
+    counts[[PARTS, INFERENCE]] = 1, int(inference)
     search = Search(
         rank=rank,
         twin=twin,
@@ -200,29 +203,27 @@ def start(packed: Packing, order: Sequence[int], twin: Ints, inference: Inferenc
         trail_old=np.zeros(trail_room(packed), np.int64),
         counts=counts,
         frames=np.zeros((n + 1, FRAME_COLUMNS), np.int64),
-        parts=np.zeros((n + 1, PART_COLUMNS), np.int64),
-        part_members=np.zeros(2 * n, np.int64),
+        parts=np.zeros((2 * n + 1, PART_COLUMNS), np.int64),
+        arranged=np.arange(n),
+        spare=np.zeros(n, np.int64),
         touched=np.zeros(m, np.int64),
         heights=np.zeros(n, np.int64),
         sizes=np.zeros(n, np.int64),
         crossing=np.zeros(m + 1, np.int64),
         deepest=np.full(n, -1, np.int64),
     )
-    search.part_members[:n] = np.arange(n)
     search.parts[0] = (-1, 0, n, -1)
     return search
 
 
 def trail_room(packed: Packing) -> int:
-    """Entries that one placement may add to the trail."""
+    """More entries than one placement adds to the trail."""
     return 3 * len(packed.size) + len(packed.member_starts)
 
 
 def grown(search: Search) -> Search:
-    """The same search with twice the room on its stacks."""
+    """The same search with twice the room on its trail."""
     return search._replace(
         trail_at=np.concatenate([search.trail_at, np.zeros_like(search.trail_at)]),
         trail_old=np.concatenate([search.trail_old, np.zeros_like(search.trail_old)]),
-        parts=np.concatenate([search.parts, np.zeros_like(search.parts)]),
-        part_members=np.concatenate([search.part_members, np.zeros_like(search.part_members)]),
     )

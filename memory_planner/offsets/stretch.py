@@ -109,13 +109,13 @@ class Stretch:
         kept = [self._start(self.measures.named(name), options) for name in options.orders]
         nodes = float(options.first_slice)
         while True:
-            fresh = [self._start(next(randoms), options) for _ in range(options.restarts)]
-            for position, begun in enumerate([*kept, *fresh]):
-                search = begun
-                for continued in self._run(begun, int(nodes), effort):
+            for position in range(len(kept) + options.restarts):
+                is_kept = position < len(kept)
+                search = kept[position] if is_kept else self._start(next(randoms), options)
+                for continued in self._run(search, int(nodes), effort):
                     search = continued
                     yield
-                if position < len(kept):
+                if is_kept:
                     kept[position] = search
                 if not self.is_packed:
                     self.complete(search.deepest)
