@@ -5,9 +5,11 @@
 
 Every method may screen the same number of orders on the compiler (stopped after buffer assignment)
 and compile the same number wholly; the sweep of whole-program options, which cannot be screened,
-compiles each wholly. What is reported are whole compilations only: compiler-estimated cycles plus
-simulated stalls of a step on one chip, not run on hardware. "prod" keeps the compiler's own mapping
-where nothing beats it. Results are kept in `runs/bench_malloc.jsonl`.
+compiles each wholly. `sweep+alphazero` is what `autoshard.map_memory` does: the sweep, then the
+agent under the best of its options; it uses the compilations of both. What is reported are whole
+compilations only: compiler-estimated cycles plus simulated stalls of a step on one chip, not run on
+hardware. "prod" keeps the compiler's own mapping where nothing beats it. Results are kept in
+`runs/bench_malloc.jsonl`.
 """
 
 import argparse
@@ -27,21 +29,15 @@ from autoshard.memory_compiler import LoweredCompiler
 from autoshard.topology import Topology
 from benchmarks.malloc_programs import CHIPS, PROGRAMS, Program
 from memory_planner.errors import MemoryPlannerError
-from memory_planner.evaluation import Trial
-from memory_planner.mapper import confirmed_best
+from memory_planner.mapper import Budget, confirmed_best, map_memory
 from memory_planner.session import Session, open_session
 from memory_planner.strategies import STRATEGIES, Settings
+from memory_planner.whole_program import OPTIONS, SWEEP, sweep
 
 RESULTS = pathlib.Path("runs/bench_malloc.jsonl")
 AGENT = "alphazero"
-SWEEP = "option sweep"
+BOTH = f"sweep+{AGENT}"
 GEOMETRIC_BAR, BARS = 0.02, {"skip_mlp v5e": 0.07, "strassen_4096 v5e": 0.045}
-SWEPT = (
-    {"xla_tpu_scoped_vmem_limit_kib": "8192"},
-    {"xla_tpu_scoped_vmem_limit_kib": "24576"},
-    {"xla_tpu_scoped_vmem_limit_kib": "32768"},
-    {"xla_vf_vmem_max_overlap_to_mem_size_async_copy_ratio": "2"},
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +102,13 @@ def measure(session: Session, name: str, method: str, arguments: argparse.Namesp
     begin = time.monotonic()
     before = session.evaluator.compiles
     if method == SWEEP:
-        swept = SWEPT[: max(arguments.compiles, len(SWEPT))]
-        trials = [session.evaluator.confirm(Trial(tuple(sorted(o.items())), SWEEP)) for o in swept]
-        screened = 0
+        trials, screened = sweep(session.evaluator, OPTIONS, lambda _: None), 0
+        compiled = session.evaluator.compiles - before
+    elif method == BOTH:
+        found = map_memory(
+            session.evaluator.compiler, session.evaluator.machine, _budget(arguments)
+        )
+        trials, screened, compiled = [*found.trials], found.assignments, found.compiles
     else:
         settings = Settings(
             arguments.assignments, arguments.episodes, arguments.play_seconds, arguments.seed
@@ -116,17 +116,25 @@ def measure(session: Session, name: str, method: str, arguments: argparse.Namesp
         trials = STRATEGIES[method](session, settings)
         screened = len({t.options for t in trials})
         trials = confirmed_best(session, trials, arguments.compiles, lambda _: None)
+        compiled = session.evaluator.compiles - before
     default = session.default.confirmed
     assert default is not None
-    done = [t for t in trials if t.confirmed is not None]
+    done = [t for t in trials if t.confirmed is not None and t.options]
     best = min(done, key=lambda t: t.confirmed.total if t.confirmed else math.inf, default=None)
-    found = best.confirmed if best is not None and best.confirmed is not None else default
+    step = best.confirmed if best is not None and best.confirmed is not None else default
     problems = [t.problem for t in trials if t.problem]
     return Result(
-        name, method, _settings(arguments), found.cycles, found.stall_cycles, default.cycles,
-        default.stall_cycles, screened, session.evaluator.compiles - before,
+        name, method, _settings(arguments), step.cycles, step.stall_cycles, default.cycles,
+        default.stall_cycles, screened, compiled,
         time.monotonic() - begin,
         json.dumps(dict(best.options))[:4000] if best is not None else "; ".join(problems)[:300],
+    )  # fmt: skip
+
+
+def _budget(arguments: argparse.Namespace) -> Budget:
+    return Budget(
+        assignments=arguments.assignments, compiles=arguments.compiles, strategy=AGENT,
+        episodes=arguments.episodes, play_seconds=arguments.play_seconds, seed=arguments.seed,
     )  # fmt: skip
 
 
@@ -145,7 +153,7 @@ def load() -> dict[tuple[str, str, str], Result]:
 def run(program: Program, chip: str, arguments: argparse.Namespace) -> list[Result]:
     """All methods on one program, those that are missing measured."""
     name, known = f"{program.name} {chip.partition(':')[0]}", load()
-    methods = [*STRATEGIES, SWEEP]
+    methods = [*STRATEGIES, SWEEP, BOTH]
     if arguments.methods:
         methods = arguments.methods.split(",")
     missing = [m for m in methods if (name, m, _settings(arguments)) not in known]
@@ -233,7 +241,8 @@ def main() -> None:
     if not results:
         raise SystemExit("no program has contention")
     print(
-        "gain over the compiler's own mapping; compiler-estimated cycles plus simulated stalls, not run"
+        "gain over the compiler's own mapping (compiler-estimated cycles plus simulated stalls,"
+        " not run on hardware)"
     )
     print("\n".join(table(results)))
     outcomes = verdicts(results)

@@ -1,4 +1,4 @@
-"""The programs of `benchmarks.malloc`: small enough to compile often, with more values than VMEM holds.
+"""The programs of `benchmarks.malloc`: quick to compile, with more values than VMEM holds.
 
 Each is lowered for one chip. Where a registered model is meant its published widths are kept and
 its depth or batch is cut.
