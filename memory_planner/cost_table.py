@@ -8,7 +8,7 @@ operation has been compiled with the same placement, otherwise from a model fitt
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -26,8 +26,6 @@ _PRIOR = 0.05
 # either of them in fast memory brings it down to what the matrix unit needs; what only takes part
 # elementwise is still read about this often.
 _ELEMENTWISE_READS = 2.5
-# A product this near to what the matrix unit needs has reached its floor: the rest is ramps.
-_NEAR_FLOOR = 1.15
 _PRODUCTS = frozenset(("dot", "convolution"))
 
 
@@ -82,7 +80,7 @@ class CostTable:
             self.hits += 1
             return known[where]
         self.misses += 1
-        return self.savings(module, c, i).cycles(where)
+        return _cautious(self.savings(module, c, i), known, where)
 
     def savings(self, module: HloModule, c: Computation, i: Instruction) -> Savings:
         """The model of an operation; by roofline where nothing equal has been compiled."""
@@ -113,12 +111,23 @@ class CostTable:
         slowest = max(known, key=lambda w: known[w])
         nothing = tuple(False for _ in sizes)
         slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
-        if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
-            floor = min(floor, max(busy, slow - _ELEMENTWISE_READS * float(moved.sum())))
         prior = _prior(module, c, i, moved, slow - floor)
         where = np.array(list(known), np.float64)
         cycles = np.array(list(known.values()), np.float64)
         return Savings(slow, floor, tuple(_fitted(slow, floor, prior, where, cycles)))
+
+
+def _cautious(
+    savings: Savings, known: Mapping[tuple[bool, ...], float], where: tuple[bool, ...]
+) -> float:
+    """Cycles of a placement that has not been compiled.
+
+    A search picks what is estimated too well, so the model only tells the difference to the most
+    similar placement that has been compiled, and nothing beyond the best of them is believed.
+    """
+    nearest = min(known, key=lambda w: (sum(a != b for a, b in zip(w, where, strict=True)), w))
+    change = savings.cycles(where) - savings.cycles(nearest)
+    return max(min(known.values()), known[nearest] + change)
 
 
 def _prior(
