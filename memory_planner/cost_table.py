@@ -26,6 +26,8 @@ _PRIOR = 0.05
 # either of them in fast memory brings it down to what the matrix unit needs; what only takes part
 # elementwise is still read about this often.
 _ELEMENTWISE_READS = 2.5
+# A product this near to what the matrix unit needs has reached its floor: the rest is ramps.
+_NEAR_FLOOR = 1.15
 _PRODUCTS = frozenset(("dot", "convolution"))
 
 
@@ -35,12 +37,14 @@ class Savings:
 
     Attributes:
       slow_cycles: with everything in HBM.
-      floor_cycles: the least.
+      floor_cycles: the least, by what the matrix unit needs or by what has been compiled.
+      reached_cycles: the least that has been compiled.
       saved_cycles: for each position of `signature.positions`.
     """
 
     slow_cycles: float
     floor_cycles: float
+    reached_cycles: float
     saved_cycles: tuple[float, ...]
 
     def cycles(self, where: tuple[bool, ...]) -> float:
@@ -106,15 +110,18 @@ class CostTable:
         if not known:
             seconds = operation_time(self.machine, module, c, i).seconds
             slow = max(seconds * self.machine.clock_hz, busy, float(moved.sum()) if flops else 0.0)
-            return Savings(slow, busy, tuple(np.minimum(moved, slow)))
+            return Savings(slow, busy, busy, tuple(np.minimum(moved, slow)))
         slow, floor = max(known.values()), min(known.values())
         slowest = max(known, key=lambda w: known[w])
         nothing = tuple(False for _ in sizes)
         slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
+        reached = floor
+        if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
+            floor = min(floor, max(busy, slow - _ELEMENTWISE_READS * float(moved.sum())))
         prior = _prior(module, c, i, moved, slow - floor)
         where = np.array(list(known), np.float64)
         cycles = np.array(list(known.values()), np.float64)
-        return Savings(slow, floor, tuple(_fitted(slow, floor, prior, where, cycles)))
+        return Savings(slow, floor, reached, tuple(_fitted(slow, floor, prior, where, cycles)))
 
 
 def _cautious(
@@ -127,7 +134,7 @@ def _cautious(
     """
     nearest = min(known, key=lambda w: (sum(a != b for a, b in zip(w, where, strict=True)), w))
     change = savings.cycles(where) - savings.cycles(nearest)
-    return max(min(known.values()), known[nearest] + change)
+    return max(savings.reached_cycles, known[nearest] + change)
 
 
 def _prior(
