@@ -26,11 +26,13 @@ from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
 from autoshard.pass_registry import from_records, parse_passes, without_auto
 from autoshard.plan import Plan
+from autoshard.planned_mapping import as_budget
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
 from autoshard.recipe import Recipe
 from autoshard.search import SearchOptions
 from autoshard.target import resolve
+from memory_planner.mapper import Budget
 from passes.pass_pipeline import Checks
 from passes.program import Role
 
@@ -127,6 +129,7 @@ def compile(
     pass_checks: Checks | None = None,
     offload: Literal["none", "optimizer"] = "none",
     search: SearchOptions | None = None,
+    memory_mapping: Budget | Literal["off", "auto"] = "off",
 ) -> Any:
     """Plan and compile a model for a mesh.
 
@@ -163,6 +166,9 @@ def compile(
         by layer. (Activations are offloaded by the pass `remat`.)
       search: how far the planner goes, what it must not use, and how it shows progress; with
         rules that include `auto` only.
+      memory_mapping: `auto` or a `MemoryBudget`: before the program is compiled for a TPU, the
+        compiler is searched for options that place its buffers in VMEM better, and the plan keeps
+        them (docs/memory_mapping.md). `off`: nothing is searched; options that `plan` has are used.
 
     Returns:
       A `CompiledModel`; a `CompiledFunction` for a plain function; a `CompiledInference` for the
@@ -181,7 +187,15 @@ def compile(
     if choose_passes:
         options = dataclasses.replace(options, choose_passes=True)
     chosen = _passes(passes, pass_checks, given)
-    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options)
+    wishes = Wishes(
+        rules=rule_sets.parse(rules),
+        task=task,
+        strict=strict,
+        memory_limit_bytes=memory_limit_bytes,
+        pins=chosen.pins,
+        options=options,
+        memory_mapping=as_budget(memory_mapping),
+    )
     if task in inference.TASKS:
         _check_inference(model, task, loss, optimizer, chosen, offload)
         shape = inference.as_shape(batch, task)

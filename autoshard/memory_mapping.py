@@ -1,7 +1,7 @@
 """mallocGame for a lowered program: compiler options that place its buffers in VMEM better.
 
-    result = autoshard.map_memory(jax.jit(f).lower(...), "v5e:2x2")
-    jax.jit(f).lower(...).compile(compiler_options=dict(result.options))
+result = autoshard.map_memory(jax.jit(f).lower(...), "v5e:2x2")
+jax.jit(f).lower(...).compile(compiler_options=dict(result.options))
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ def map_memory(
 
     Raises:
       MeshError: the topology is no TPU.
-      CannotMapError: there is nothing to decide, or the compiler does not follow; the text says why.
+      CannotMapError: there is nothing to decide, or the compiler does not follow.
       CompilerFailure: the program does not compile.
     """
     machine = machine_model(Topology.parse(topology))

@@ -9,9 +9,16 @@ choose    the best of what was confirmed, the compiler's own included: never wor
 import dataclasses
 from collections.abc import Callable
 
+from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import Compiler, Trial
 from memory_planner.extract import Extracted
-from memory_planner.session import CannotMapError, Session, follows_options, open_session
+from memory_planner.session import (
+    CannotMapError,
+    Session,
+    explained,
+    follows_options,
+    open_session,
+)
 from memory_planner.step_cycles import StepCycles
 from memory_planner.strategies import STRATEGIES, Settings
 from passes.hlo.machine import MachineModel
@@ -30,6 +37,9 @@ class Budget:
       episodes: games that an agent plays at most.
       play_seconds: after which it stops playing; None: never.
       seed: of all chance.
+
+    Raises:
+      MemoryPlannerError: a number is too small, or the strategy is unknown.
     """
 
     assignments: int = 40
@@ -38,6 +48,17 @@ class Budget:
     episodes: int = 256
     play_seconds: float | None = 120.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("assignments", "compiles", "episodes"):
+            if getattr(self, name) < 1:
+                raise MemoryPlannerError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.play_seconds is not None and not self.play_seconds > 0:
+            raise MemoryPlannerError(f"play_seconds={self.play_seconds} must be above 0, or None")
+        if self.strategy not in STRATEGIES:
+            raise MemoryPlannerError(
+                f"strategy {self.strategy!r} is none of {', '.join(sorted(STRATEGIES))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +71,8 @@ class Mapped:
       method: who proposed the best.
       trials: everything that was tried, the best first.
       extracted: the program's problem and the compiler's own mapping.
+      best_extracted: the same under the best options, from the compiler's log of them; `extracted`
+        where the compiler's own mapping is the best, None where it did not explain itself.
       assignments, compiles: made, those for opening the program included.
     """
 
@@ -59,6 +82,7 @@ class Mapped:
     method: str
     trials: tuple[Trial, ...]
     extracted: Extracted
+    best_extracted: Extracted | None
     assignments: int
     compiles: int
 
@@ -86,11 +110,10 @@ def map_memory(
       CannotMapError: there is nothing to decide: no contention, or a compiler that does not explain
         itself or does not follow orders.
       CompilerFailure: the program itself does not compile.
-      MemoryPlannerError: the strategy is unknown.
     """
     budget = budget or Budget()
     progress("compiling the program as it is, and without fast memory")
-    session = open_session(compiler, machine)
+    session = open_session(compiler, machine, progress)
     if not follows_options(session):
         raise CannotMapError(
             "the compiler does not follow xla_tpu_msa_sort_order_overrides: its own mapping stays"
@@ -101,15 +124,7 @@ def map_memory(
 def search(
     session: Session, budget: Budget, progress: Callable[[str], None] = lambda _: None
 ) -> Mapped:
-    """The same for a program that is open.
-
-    Raises:
-      MemoryPlannerError: the strategy is unknown.
-    """
-    if budget.strategy not in STRATEGIES:
-        raise CannotMapError(
-            f"strategy {budget.strategy!r} is none of {', '.join(sorted(STRATEGIES))}"
-        )
+    """The same for a program that is open."""
     assert session.default.confirmed is not None
     problem = session.extracted.problem
     progress(
@@ -130,9 +145,20 @@ def search(
         method=best.method,
         trials=tuple(ranked),
         extracted=session.extracted,
+        best_extracted=_explained_best(session, best),
         assignments=evaluator.assignments,
         compiles=evaluator.compiles,
     )
+
+
+def _explained_best(session: Session, best: Trial) -> Extracted | None:
+    """Under the options of the best trial."""
+    if best.options == session.default.options:
+        return session.extracted
+    try:
+        return explained(session.evaluator, dict(best.options))
+    except CannotMapError:
+        return None
 
 
 def confirmed_best(
@@ -143,12 +169,16 @@ def confirmed_best(
     for _ in range(compiles):
         trials = [session.evaluator.reconsidered(t) for t in trials]
         open_ones = [
-            n for n, t in enumerate(trials) if t.confirmed is None and t.screened is not None and not t.problem
+            n
+            for n, t in enumerate(trials)
+            if t.confirmed is None and t.screened is not None and not t.problem
         ]
         if not open_ones:
             break
         n = min(open_ones, key=lambda n: _screened(trials[n]))
-        best = min((t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0)
+        best = min(
+            (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
+        )
         if _screened(trials[n]) >= best:
             break  # nothing that is left promises more than what is in hand
         trials[n] = session.evaluator.confirm(trials[n])
