@@ -26,7 +26,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format bench bench-collectives bench-memory bench-passes bench-planner bench-published lock bazel-test clean distclean
+.PHONY: help run test lint format bench bench-collectives bench-games bench-malloc bench-memory bench-offsets bench-passes bench-planner bench-published lock bazel-test clean distclean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,11 +50,20 @@ bench: $(TEST_STAMP)  ## the measurements that the documents quote
 	$(PY) -m benchmarks.planning $(ARGS)
 	$(PY) -m benchmarks.layouts
 
+bench-malloc: $(TEST_STAMP)  ## mallocGame against its baselines on TPU programs (hours; results are cached)
+	$(PY) -m benchmarks.malloc $(ARGS)
+
 bench-memory: $(TEST_STAMP)  ## estimated memory beside what the real TPU compiler needs
 	$(PY) -m benchmarks.memory $(ARGS)
 
 bench-collectives: $(TEST_STAMP)  ## collectives that plans predict, beside compiled ones
 	$(PY) -m benchmarks.collectives $(ARGS)
+
+bench-games: $(TEST_STAMP)  ## moves a second of the memory planner's games
+	$(PY) -m benchmarks.game_speed $(ARGS)
+
+bench-offsets: $(TEST_STAMP)  ## MiniMalloc's instances, packed and validated, against its C++ solver
+	$(PY) -m benchmarks.offsets $(ARGS)
 
 bench-passes: $(TEST_STAMP)  ## compiled programs with each pass and without (hours; results are cached)
 	$(PY) -m benchmarks.stacking

@@ -42,7 +42,7 @@ def map_memory(
 
     Raises:
       MeshError: the topology is no TPU.
-      CannotMapError: there is nothing to decide, or the compiler does not follow.
+      CannotMapError: there is nothing to decide, or the compiler does not follow (it says which).
       CompilerFailure: the program does not compile.
     """
     machine = machine_model(Topology.parse(topology))

@@ -1,4 +1,4 @@
-"""The programs of `benchmarks.malloc`: small enough to compile often, with more values than VMEM holds.
+"""The programs of `benchmarks.malloc`: quick to compile, with more values than VMEM holds.
 
 Each is lowered for one chip. Where a registered model is meant its published widths are kept and
 its depth or batch is cut.
@@ -97,7 +97,7 @@ def decode_step(model: str, batch: int, capacity: int, **overrides: Any) -> Call
     """How to lower one token's decoding with a cache for one chip."""
 
     def lower(topology: str) -> jax.stages.Lowered:
-        spec = models.get(model, dtype="bfloat16", param_dtype="bfloat16", **overrides)
+        spec = models.get(model, dtype="bfloat16", **overrides)
         shape = autoshard.InferenceShape(
             batch_size=batch, prompt_length=capacity // 2, capacity=capacity
         )
@@ -109,21 +109,31 @@ def decode_step(model: str, batch: int, capacity: int, **overrides: Any) -> Call
     return lower
 
 
-_WIDE = {"num_heads": 16, "num_kv_heads": 16, "vocab_size": 8192, "remat": "none"}
+_LLAMA = {"num_layers": 1, "num_heads": 16, "num_kv_heads": 16, "vocab_size": 4096, "remat": "none"}
+_NARROW = {**_LLAMA, "d_model": 1024, "d_ff": 2816, "num_heads": 8, "num_kv_heads": 8}
+_WIDE = {**_LLAMA, "d_model": 2048, "d_ff": 5632}
+_EXPERTS = {**_NARROW, "d_ff": 2048}
+_CACHE = {**_WIDE, "num_layers": 2, "scan_layers": False}
 
 PROGRAMS = (
     Program("skip_mlp", lower_function(skip_mlp, (4096, 3072), ((3072, 3072),) * 12)),
     Program("strassen_4096", lower_function(strassen, (4096, 4096), (4096, 4096))),
-    Program("llama_d1024_unrolled", train_step("llama3_8b", 4, 512, d_model=1024, d_ff=2816, num_layers=2, scan_layers=False, **_WIDE)),
-    Program("llama_d2048_unrolled", train_step("llama3_8b", 4, 512, d_model=2048, d_ff=5632, num_layers=2, scan_layers=False, **_WIDE)),
-    Program("llama_d1024_scanned", train_step("llama3_8b", 4, 512, d_model=1024, d_ff=2816, num_layers=4, scan_layers=True, **_WIDE)),
-    Program("gpt2_small_scanned", train_step("gpt2_small", 4, 512, num_layers=4, scan_layers=True, dropout_rate=0.0)),
-    Program("llama_decode", decode_step("llama3_8b", 8, 2048, d_model=2048, d_ff=5632, num_layers=4, num_heads=16, num_kv_heads=8, vocab_size=8192)),
-    Program("mixer_s16", train_step("mixer_s16", 16, None, num_layers=2)),
-    Program("vit_s16", train_step("vit_s16", 16, None, num_layers=2)),
+    Program("llama_1024", train_step("llama3_8b", 4, 512, scan_layers=False, **_NARROW)),
+    Program("llama_2048", train_step("llama3_8b", 4, 512, scan_layers=False, **_WIDE)),
+    Program(
+        "llama_1024_scanned",
+        train_step("llama3_8b", 4, 512, scan_layers=True, **{**_NARROW, "num_layers": 4}),
+    ),
+    Program(
+        "gpt2_small_scanned",
+        train_step("gpt2_small", 4, 512, num_layers=4, scan_layers=True, dropout_rate=0.0),
+    ),
+    Program("llama_decode", decode_step("llama3_8b", 8, 2048, **_CACHE)),
+    Program("mixer_b16", train_step("mixer_b16", 16, None, num_layers=2)),
+    Program("vit_l16", train_step("vit_l16", 16, None, num_layers=2)),
     Program("resnet50", train_step("resnet50", 8, None)),
-    Program("expert_layer", train_step("mixtral_8x7b", 2, 512, d_model=1024, d_ff=2048, num_layers=1, num_heads=16, num_kv_heads=8, vocab_size=8192, remat="none")),
-)  # fmt: skip
+    Program("expert_layer", train_step("mixtral_8x7b", 2, 512, scan_layers=False, **_EXPERTS)),
+)
 
 
 def get(name: str) -> Program:

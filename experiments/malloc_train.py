@@ -46,8 +46,8 @@ class MallocTrainConfig(FlagFields):
     lanes: int = option(32, "Games at a time.")
     simulations: int = option(16, "Game steps of the search for a move.")
     considered: int = option(8, "Actions that the search tries at the root, at most.")
-    width: int = option(48, "Of the network; even.")
-    layers: int = option(2, "Of the network.")
+    width: int = option(48, "Of the network.")
+    layers: int = option(3, "Of the network.")
     learning_rate: float = option(1e-3, "Of Adam.")
     batch_size: int = option(128, "Samples of an update.")
     updates: int = option(16, "Updates after each round of games.")
@@ -59,9 +59,7 @@ class MallocTrainConfig(FlagFields):
         if self.minutes <= 0 and self.iterations <= 0:
             raise ConfigError("Nothing would end training: give --minutes or --iterations.")
         self.check_at_least(2, "buffers", "considered")
-        self.check_at_least(1, "lanes", "simulations", "layers", "batch_size", "updates")
-        if self.width < 2 or self.width % 2:
-            raise ConfigError(f"--width={self.width} must be even.")
+        self.check_at_least(1, "lanes", "simulations", "width", "layers", "batch_size", "updates")
 
     def agent(self) -> AlphaZero:
         """The player."""

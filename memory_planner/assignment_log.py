@@ -1,9 +1,9 @@
 """What the TPU compiler's memory-space assignment says of itself, read from its log.
 
 libtpu prints, with `TPU_VMODULE=algorithm=4,memory_space_assignment=3`, its options, the schedule
-as it counts time, a table of buffers in the order in which it placed them, and a table of the places
-they got. The log is no interface: what is not there is told by name, so that a caller can go on
-with the compiler's own mapping.
+as it counts time, a table of buffers in the order in which it placed them, and a table of the
+places they got. The log is no interface: what is not there is told by name, so that a caller can
+go on with the compiler's own mapping.
 """
 
 import csv
@@ -114,8 +114,8 @@ def read_log(text: str) -> AssignmentLog:
     runs = [lines[a:b] for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
     if not runs:
         raise AssignmentLogError(
-            "the compiler's log holds no memory-space assignment: this libtpu prints it otherwise, or "
-            "the program was compiled for something that is no TPU"
+            "the compiler's log holds no memory-space assignment: this libtpu prints it otherwise, "
+            "or the program was compiled for something that is no TPU"
         )
     return _read(max(runs, key=len))
 
@@ -156,7 +156,8 @@ def _read(lines: list[str]) -> AssignmentLog:
         )
     except (KeyError, ValueError, IndexError) as error:
         raise AssignmentLogError(
-            f"a table in the compiler's log of memory-space assignment is not as expected: {error!r}"
+            "a table in the compiler's log of memory-space assignment is not as expected: "
+            f"{error!r}"
         ) from error
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from memory_planner.signature import placement, positions, signature
+from passes.hlo.flops import product_dtype, product_flops
 from passes.hlo.machine import MachineModel
 from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.opcodes import FREE
 from passes.hlo.operation_time import operation_time
-from passes.hlo.flops import product_dtype, product_flops
 
 _FIT_STEPS = 300
 # How strongly the fit holds to savings in proportion to bytes, where compilations do not tell.
@@ -110,10 +110,9 @@ class CostTable:
             slow = max(seconds * self.machine.clock_hz, busy, float(moved.sum()) if flops else 0.0)
             return Savings(slow, busy, tuple(np.minimum(moved, slow)))
         slow, floor = max(known.values()), min(known.values())
-        nothing = (False,) * len(sizes)
-        slow = known.get(
-            nothing, slow + float(moved[list(max(known, key=lambda w: known[w]))].sum())
-        )
+        slowest = max(known, key=lambda w: known[w])
+        nothing = tuple(False for _ in sizes)
+        slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
         if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
             floor = min(floor, max(busy, slow - _ELEMENTWISE_READS * float(moved.sum())))
         prior = _prior(module, c, i, moved, slow - floor)

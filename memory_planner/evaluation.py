@@ -20,7 +20,7 @@ from passes.hlo.parse import parse
 
 _SAID_EVERY = 10  # assignments
 # Memory-space assignment left out: what every operation costs with all of it in HBM.
-NOTHING_FAST = {"xla_vf_vmem_memory_space_assignment": "false"}
+NOTHING_FAST = {"xla_msa_enable": "false"}
 
 
 class CompilerFailure(MemoryPlannerError):

@@ -1,7 +1,7 @@
 """From a compiled program and its log of memory-space assignment to a `MemoryProblem`.
 
-program whose memory is assigned (HLO text) -> operations, what each is worth by placement
-log                                         -> time, buffers, uses, capacity, the compiler's own mapping
+program whose memory is assigned -> operations, what each is worth by placement
+log -> time, buffers, uses, capacity, the compiler's own mapping
 """
 
 import dataclasses

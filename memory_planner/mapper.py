@@ -1,13 +1,14 @@
 """Find a better mapping of a program's buffers than its compiler's own, or keep that.
 
 open      compile it as it is and without fast memory; extract the problem
+sweep     compile it under a few options for the whole program; go on from the best
 propose   a strategy screens orders on the compiler, stopped after buffer assignment
 confirm   the best are compiled wholly; what they teach re-ranks the others
 choose    the best of what was confirmed, the compiler's own included: never worse than default
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import Compiler, Trial
@@ -21,6 +22,7 @@ from memory_planner.session import (
 )
 from memory_planner.step_cycles import StepCycles
 from memory_planner.strategies import STRATEGIES, Settings
+from memory_planner.whole_program import OPTIONS, WithOptions, sweep
 from passes.hlo.machine import MachineModel
 
 DEFAULT_STRATEGY = "alphazero"
@@ -33,6 +35,7 @@ class Budget:
     Attributes:
       assignments: compilations that stop after buffer assignment (seconds each).
       compiles: whole compilations of candidates, besides the program's own.
+      sweep: whole-program options to compile first; empty: none.
       strategy: one of `strategies.STRATEGIES`.
       episodes: games that an agent plays at most.
       play_seconds: after which it stops playing; None: never.
@@ -44,6 +47,7 @@ class Budget:
 
     assignments: int = 40
     compiles: int = 4
+    sweep: tuple[Mapping[str, str], ...] = OPTIONS
     strategy: str = DEFAULT_STRATEGY
     episodes: int = 256
     play_seconds: float | None = 120.0
@@ -118,7 +122,40 @@ def map_memory(
         raise CannotMapError(
             "the compiler does not follow xla_tpu_msa_sort_order_overrides: its own mapping stays"
         )
-    return search(session, budget, progress)
+    default = session.default
+    swept = sweep(session.evaluator, budget.sweep, progress)
+    base = min([default, *swept], key=_rank)
+    if base is default:
+        return search(session, budget, progress)
+    opened = open_session(WithOptions(compiler, dict(base.options)), machine)
+    return _on_base(base, default, swept, search(opened, budget, progress), session)
+
+
+def _on_base(
+    base: Trial, default: Trial, swept: list[Trial], found: Mapped, session: Session
+) -> Mapped:
+    """What was found under whole-program options, as options of the program itself."""
+    assert default.confirmed is not None
+    under = [
+        dataclasses.replace(
+            t, options=tuple(sorted({**dict(base.options), **dict(t.options)}.items()))
+        )
+        for t in found.trials
+        if t.options
+    ]
+    ranked = sorted([default, *swept, *under], key=_rank)
+    best = ranked[0]
+    assert best.confirmed is not None
+    return dataclasses.replace(
+        found,
+        options=best.options,
+        default=default.confirmed,
+        best=best.confirmed,
+        method=best.method,
+        trials=tuple(ranked),
+        assignments=found.assignments + session.evaluator.assignments,
+        compiles=found.compiles + session.evaluator.compiles,
+    )
 
 
 def search(
@@ -200,6 +237,6 @@ def _confirmation(session: Session, trial: Trial) -> str:
     assert session.default.confirmed is not None
     change = trial.confirmed.total / session.default.confirmed.total - 1
     return (
-        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} stalls "
-        f"({change:+.2%}), screened as {_screened(trial):.0f}"
+        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} "
+        f"stalls ({change:+.2%}), screened as {_screened(trial):.0f}"
     )

@@ -34,7 +34,7 @@ class PaddedShape:
       operations: T.
       uses: K, of one buffer.
       decisions: D, uses of all buffers.
-      units: U, into which fast memory is divided; a multiple of 32.
+      units: U, into which fast memory is divided.
     """
 
     buffers: int
@@ -74,8 +74,8 @@ class PaddedProblem:
       slow_ns, floor_ns, free_ns, repeats: [T] as in `Operation`.
       limit_units: [T] units from address 0 that buffers may lie in: what the operation itself needs
         is taken from the top.
-      reserved: [U/32, T] uint32, the same in bits: set where no buffer may lie. Unit u is bit
-        u % 32 of word u // 32.
+      reserved: [T/32, U] uint32, the same in bits, rounded up: set where no buffer may lie.
+        Operation t is bit t % 32 of word t // 32.
       demand_units: [T] size of all buffers that live then.
       possible_ns: [] bound on what a step can gain, memory aside.
       is_buffer: [N] not padding, and has uses.
@@ -121,7 +121,7 @@ class PaddedProblem:
             operations=self.slow_ns.shape[-1],
             uses=self.use_time.shape[-1],
             decisions=self.decision_buffer.shape[-1],
-            units=32 * self.reserved.shape[-2],
+            units=self.reserved.shape[-1],
         )
 
 
@@ -155,8 +155,11 @@ def pad(problem: MemoryProblem, shape: PaddedShape | None = None) -> PaddedProbl
             f"{problem.name} has {needed}, too many for a game of {shape}. Pass a larger "
             "PaddedShape, or leave out the buffers with the least benefit."
         )
-    if shape.units % 32 or shape.units <= 0:
-        raise MemoryPlannerError(f"units={shape.units} is no multiple of 32: take 512 or 1024.")
+    if shape.operations * shape.units >= INT32_LIMIT:
+        raise MemoryPlannerError(
+            f"A game of {shape} with {shape.units} units has too many of both: their product must "
+            f"be below {INT32_LIMIT}. Take fewer units, such as 512 or 1024."
+        )
     _check_times(problem)
     _check_durations(problem)
     _check_sums(problem)
@@ -298,10 +301,12 @@ def _bounds(problem: MemoryProblem, shape: PaddedShape) -> dict[str, np.ndarray]
 
 
 def _bits_from(first: np.ndarray, units: int) -> np.ndarray:
-    """[units/32, T] uint32: in column t the bits of units first[t] and above are set."""
-    is_set = np.arange(units)[:, None] >= first
-    words = is_set.reshape(units // 32, 32, -1).astype(np.uint32)
-    return (words << np.arange(32, dtype=np.uint32)[:, None]).sum(1, dtype=np.uint32)
+    """[T/32, U] uint32: in operation t the bits of units first[t] and above are set."""
+    words = -(-len(first) // 32)
+    is_set = np.zeros((32 * words, units), np.uint32)
+    is_set[: len(first)] = np.arange(units) >= first[:, None]
+    times = np.arange(32, dtype=np.uint32)[:, None]
+    return (is_set.reshape(words, 32, units) << times).sum(1, dtype=np.uint32)
 
 
 def _buffer_arrays(problem: MemoryProblem, shape: PaddedShape) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
-"""What an operation is and where its operands and results lie, so that equal ones can be recognised.
+"""What an operation is and where its operands and results lie: equal ones can be recognised.
 
 An operation that occurs in each of a model's layers costs the same in each, as long as its operands
-and results lie in the same memories. Two are equal here when their shapes, and the operations inside
-them, are.
+and results lie in the same memories. Two are equal here when their shapes, and the operations
+inside them, are.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ FAST_SPACE = 1
 # Of an instruction inside a fusion, what changes its work besides opcode and shapes.
 _ATTRIBUTES = (
     "window", "dim_labels", "lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims",
-    "rhs_batch_dims", "dimensions", "slice", "padding", "feature_group_count", "dynamic_slice_sizes",
-    "direction", "custom_call_target", "operand_precision", "kind",
+    "rhs_batch_dims", "dimensions", "slice", "padding", "feature_group_count",
+    "dynamic_slice_sizes", "direction", "custom_call_target", "operand_precision", "kind",
 )  # fmt: skip
 
 

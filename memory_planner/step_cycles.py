@@ -76,7 +76,7 @@ class StepCycles:
 
 @dataclasses.dataclass
 class _Queue:
-    """Copies under way, in the order in which they were started: [name, cycles left at full rate]."""
+    """Copies under way, in the order of their starts: (name, cycles left at full rate)."""
 
     entries: list[tuple[str, float]] = dataclasses.field(default_factory=list)
 

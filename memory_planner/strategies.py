@@ -27,6 +27,8 @@ from memory_planner.session import Session
 # the best of them by small changes, which the game has no say in.
 _GAMES_SHARE = 0.5
 _MUTATION_BATCH = 4
+# The game is not the compiler: where they disagree, an order that a person would try may win.
+_SEEDS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +129,15 @@ def _played(
     # Equal returns are mostly one mapping: the compiler is asked about one of each.
     distinct = {episode.return_ns: episode for episode in reversed(played.episodes)}
     games = [candidate_of(distinct[r], session.count) for r in sorted(distinct, reverse=True)]
+    game = GameScore(OrderGame(), padded)
+    fixed = baselines.fixed_orders(session.extracted.problem, game).candidates
     trials: list[Trial] = []
     score = session.score(method, trials)
     share = max(1, int(settings.assignments * _GAMES_SHARE))
-    scored = [(_ask(score, c), c) for c in games[:share]]
+    seeds = min(_SEEDS, share // 3)
+    scored = [(_ask(score, c), c) for c in (*games[: share - seeds], *fixed[:seeds])]
     best = max(scored, key=lambda pair: pair[0])[1]
-    _refine(settings, score, best, trials, GameScore(OrderGame(), padded))
+    _refine(settings, score, best, trials, game)
     return trials
 
 

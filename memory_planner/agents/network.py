@@ -1,8 +1,8 @@
 """The players' network: from an observation to preferences among actions, and to a value.
 
-Buffers are a set: they attend to one another ("Attention Is All You Need", section 3.2, without
-positions), so that renumbering them renumbers the answers, and the same weights serve any number of
-them. Padding is masked out.
+Buffers are a set: each is looked at alone and beside what attention gathers from all, so that
+renumbering them renumbers the answers, and the same weights serve any number of them. Padding is
+masked out.
 """
 
 import dataclasses
@@ -13,15 +13,18 @@ import jax.numpy as jnp
 
 from memory_planner.games.game import Observation
 
+# The feature that marks the buffer which the mapping game asks about (`games.features`).
+MAPPING_MARK = 18
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """Sizes of a network, and the kind of its policy.
 
     Attributes:
-      width: of a buffer's representation; a multiple of `heads`.
-      layers: blocks of attention.
-      heads: of attention.
+      width: of a buffer's representation.
+      layers: blocks.
+      heads: of attention in a block.
       choices: actions for each buffer; or in all, where `marked_feature` is given.
       marked_feature: which of a buffer's features is 1 on the buffer that the next decision is
         about, 0 on the others. None if the decision is, which buffer comes next: then action
@@ -29,14 +32,18 @@ class NetworkConfig:
     """
 
     width: int = 48
-    layers: int = 2
-    heads: int = 2
+    layers: int = 3
+    heads: int = 4
     choices: int = 3
     marked_feature: int | None = None
 
 
 class Block(nn.Module):
-    """Attention among the buffers, then a layer for each by itself; both added to their input."""
+    """Each buffer reads what a few heads of attention gather from all; added to its input.
+
+    The queries are learnt and the same for every buffer, as in the pooling by attention of "Set
+    Transformer" (Lee et al.; 2019), section 3.2: the cost is linear in the buffers.
+    """
 
     width: int
     heads: int
@@ -44,16 +51,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Args: x f32[N, width]; mask bool[N], false on padding. Returns f32[N, width]."""
-        count, size = x.shape[0], self.width // self.heads
-        normed = nn.LayerNorm(name="norm_attention")(x)
-        mixed = nn.Dense(3 * self.width, name="queries_keys_values")(normed)
-        q, k, v = jnp.moveaxis(mixed.reshape(count, 3, self.heads, size), 1, 0)
-        scores = jnp.einsum("ihd,jhd->hij", q, k) * size**-0.5
-        scores = jnp.where(mask[None, None, :], scores, -1e9)
-        read = jnp.einsum("hij,jhd->ihd", jax.nn.softmax(scores), v)
-        x = x + nn.Dense(self.width, name="read")(read.reshape(count, self.width))
-        hidden = nn.Dense(2 * self.width, name="hidden")(nn.LayerNorm(name="norm_hidden")(x))
-        return x + nn.Dense(self.width, name="out")(jax.nn.relu(hidden))
+        normed = nn.LayerNorm(name="norm")(x)
+        scores = jnp.where(mask[:, None], nn.Dense(self.heads, name="scores")(normed), -1e9)
+        gathered = jax.nn.softmax(scores, axis=0).T @ normed
+        context = nn.Dense(2 * self.width, name="gathered")(gathered.reshape(-1))
+        hidden = nn.Dense(2 * self.width, name="hidden", use_bias=False)(normed)
+        return x + nn.Dense(self.width, name="out")(jax.nn.relu(hidden + context[None]))
 
 
 def pooled(x: jax.Array, mask: jax.Array) -> jax.Array:

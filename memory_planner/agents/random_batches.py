@@ -19,6 +19,7 @@ class RandomBatches:
     Attributes:
       lanes: problems of a batch.
       least, most: buffers of a problem.
+      contention: capacity as a fraction of the peak demand, the least and the most.
       shape: that they are padded to; it must hold `most` buffers.
       seed: of all.
     """
@@ -28,15 +29,19 @@ class RandomBatches:
     most: int
     shape: PaddedShape
     seed: int = 0
+    contention: tuple[float, float] = (0.05, 0.6)
 
     def problems(self, number: int) -> list[MemoryProblem]:
         """The problems of batch `number`."""
         rng = np.random.default_rng((self.seed, number))
         sizes = rng.integers(self.least, self.most + 1, self.lanes)
         return [
-            random_problem(rng, RandomShape(int(size)), f"random {number}.{lane}")
+            random_problem(rng, self._size(size), f"random {number}.{lane}")
             for lane, size in enumerate(sizes)
         ]
+
+    def _size(self, buffers: int) -> RandomShape:
+        return RandomShape(int(buffers), contention=self.contention)
 
     def __call__(self, number: int) -> PaddedProblem:
         """Batch `number` in arrays [lanes, ...]."""

@@ -47,7 +47,8 @@ class Limits:
     def reached(self, iteration: int, seconds: float) -> bool:
         """Whether to end here."""
         late = self.seconds is not None and seconds >= self.seconds
-        return late or iteration == self.iterations or self.stop()
+        done = self.iterations is not None and iteration >= self.iterations
+        return late or done or self.stop()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,16 +31,19 @@ def earliest_end(free_before: Array, begin: Array, copy_ns: Array) -> Array:
     return jnp.maximum(begin + 1, jnp.sum(free_before < target, dtype=jnp.int32))
 
 
-def take_latest(free_before: Array, end: Array, copy_ns: Array) -> Array:
-    """What is left after a copy that takes its time before `end`, the latest operations first."""
+def take_latest(free_before: Array, end: Array, before_ns: Array, copy_ns: Array) -> Array:
+    """What is left after a copy that takes its time before `end`, the latest operations first.
+
+    `before_ns` is the time left before `end`.
+    """
     time = jnp.arange(free_before.shape[0], dtype=jnp.int32)
-    return jnp.where(
-        time <= end,
-        jnp.minimum(free_before, at(free_before, end) - copy_ns),
-        free_before - copy_ns,
-    )
+    until = jnp.minimum(free_before, before_ns - copy_ns)
+    return jnp.where(time <= end, until, free_before - copy_ns)
 
 
-def take_earliest(free_before: Array, begin: Array, copy_ns: Array) -> Array:
-    """What is left after a copy that takes its time from `begin` on, the earliest first."""
-    return free_before - jnp.clip(free_before - at(free_before, begin), 0, copy_ns)
+def take_earliest(free_before: Array, before_ns: Array, copy_ns: Array) -> Array:
+    """What is left after a copy that takes its time from an operation on, the earliest first.
+
+    `before_ns` is the time left before that operation.
+    """
+    return free_before - jnp.clip(free_before - before_ns, 0, copy_ns)

@@ -5,17 +5,17 @@ Sizes are in fractions of the capacity, times in fractions of the program, gains
 """
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from memory_planner.games.game import Observation
-from memory_planner.games.placement import Memory
+from memory_planner.games.placement import DROP, Memory
 from memory_planner.padding import PaddedProblem
 
 # Stretches of equal length that the summary divides the program into.
 SEGMENTS = 16
 # A row of the summary for each stretch, then what is of the whole.
 SUMMARY_SIZE = 5 * SEGMENTS + 2
-BUFFER_FEATURES = 24
+BUFFER_FEATURES = 23
 
 
 def observation(
@@ -38,7 +38,7 @@ def observation(
         [
             _fixed(problem),
             _changing(problem, memory, decided, taken, room_ns),
-            _current(problem, current),
+            _current(problem, current, room_ns),
         ],
         axis=1,
     )
@@ -67,17 +67,19 @@ def _fixed(problem: PaddedProblem) -> Array:
     last = jnp.max(jnp.where(times < problem.slow_ns.shape[0], times, 0), axis=1)
     demand = _mean_over(problem.demand_units / problem.shape.units, problem.begin, last + 1)
     free_ns = jnp.maximum(jnp.sum(problem.free_ns), 1)
+    # What is larger than fast memory is one unit larger.
+    size = jnp.minimum(problem.size_units, problem.shape.units) / problem.shape.units
     return jnp.stack(
         [
-            problem.size_units / problem.shape.units,
+            size,
             problem.begin / length,
             (last + 1) / length,
             problem.use_count / problem.shape.uses,
-            problem.copy_ns / free_ns,
+            jnp.minimum(problem.copy_ns / free_ns, 1.0),
             jnp.asarray(problem.starts_in_hbm, jnp.float32),
             jnp.asarray(problem.ends_in_hbm, jnp.float32),
             jnp.minimum(demand, 4.0) / 4,
-            (last - problem.begin + 1) / length * problem.size_units / problem.shape.units,
+            (last - problem.begin + 1) / length * size,
         ],
         axis=1,
     )
@@ -121,20 +123,22 @@ def _changing(
     )
 
 
-def _current(problem: PaddedProblem, current: tuple[Array, Array, Array] | None) -> Array:
-    """[N, 6] that mark the buffer to decide, with what may be done and what it gains."""
+def _current(
+    problem: PaddedProblem, current: tuple[Array, Array, Array] | None, room_ns: Array
+) -> Array:
+    """[N, 5] that mark the buffer to decide, with what may be done and what it gains."""
     buffers = problem.begin.shape[0]
     if current is None:
-        return jnp.zeros((buffers, 6))
+        return jnp.zeros((buffers, 5))
     buffer, use, legal = current
     here = jnp.arange(buffers, dtype=jnp.int32) == buffer
-    time = jnp.asarray(problem.use_time)[buffer, use]
-    repeats = jnp.asarray(problem.repeats)[jnp.minimum(time, problem.repeats.shape[0] - 1)]
-    gain = jnp.asarray(problem.use_benefit_ns)[buffer, use] * repeats
+    time = jnp.minimum(jnp.asarray(problem.use_time)[buffer, use], room_ns.shape[0] - 1)
+    repeats = jnp.asarray(problem.repeats)[time]
+    gain = jnp.minimum(jnp.asarray(problem.use_benefit_ns)[buffer, use], room_ns[time]) * repeats
     marks = jnp.concatenate(
         [
             jnp.ones(1),
-            legal.astype(jnp.float32),
+            legal[:DROP].astype(jnp.float32),
             jnp.stack([gain / jnp.maximum(problem.possible_ns, 1), use / problem.shape.uses]),
         ]
     )
@@ -169,8 +173,7 @@ def _summary(
 
 def _taken_fraction(problem: PaddedProblem, memory: Memory) -> Array:
     """[T] of the units, also by what the operations reserve."""
-    bits = lax.population_count(memory.occupied).astype(jnp.float32)
-    return jnp.sum(bits, axis=0) / problem.shape.units
+    return memory.used_units / problem.shape.units
 
 
 def _room_ns(problem: PaddedProblem, memory: Memory) -> Array:

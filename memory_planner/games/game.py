@@ -50,6 +50,9 @@ class Game(Protocol[State]):
     def max_moves(self, shape: PaddedShape) -> int:
         """Moves after which any episode has ended."""
 
+    def move_count(self, problem: PaddedProblem) -> int:
+        """Legal moves of an episode of one problem: every episode of it has as many."""
+
     def reset(self, problem: PaddedProblem) -> State:
         """The state before the first move: everything in HBM."""
 

@@ -11,9 +11,9 @@ from flax import struct
 from jax import Array
 
 from memory_planner.errors import MemoryPlannerError
-from memory_planner.games import features, moves, placement, result
+from memory_planner.games import features, moves, result
 from memory_planner.games.game import Observation
-from memory_planner.games.placement import DROP, NOTHING, Memory, Offer, pick
+from memory_planner.games.placement import DROP, LATEST, NOTHING, Memory, Offer, empty, offer, pick
 from memory_planner.padding import PaddedProblem, PaddedShape
 from memory_planner.problem import MemoryMapping, MemoryProblem
 
@@ -44,9 +44,13 @@ class MappingGame:
         """One for each use."""
         return shape.decisions
 
+    def move_count(self, problem: PaddedProblem) -> int:
+        """One for each use."""
+        return int(problem.decision_count)
+
     def reset(self, problem: PaddedProblem) -> MappingState:
         """See `Game`."""
-        return _offered(problem, placement.empty(problem), jnp.int32(0))
+        return _offered(problem, empty(problem), jnp.int32(0))
 
     def step(
         self, problem: PaddedProblem, state: MappingState, action: Array
@@ -56,7 +60,9 @@ class MappingGame:
         is_over = state.decision >= problem.decision_count
         action = jnp.where(pick(state.offer.legal, action), action, DROP)
         action = jnp.where(is_over, NOTHING, action)
-        memory, gain_ns = moves.apply(problem, state.memory, buffer, use, state.offer, action)
+        memory, gain_ns = moves.apply(
+            problem, state.memory, buffer, use, state.offer, action, LATEST
+        )
         decision = jnp.where(is_over, state.decision, state.decision + 1)
         return (
             _offered(problem, memory, decision),
@@ -101,5 +107,8 @@ def _current(problem: PaddedProblem, decision: Array) -> tuple[Array, Array]:
 
 def _offered(problem: PaddedProblem, memory: Memory, decision: Array) -> MappingState:
     buffer, use = _current(problem, decision)
-    offer = placement.offer(problem, memory, buffer, use, placement.latest_start)
-    return MappingState(memory=memory, decision=decision, offer=offer)
+    return MappingState(
+        memory=memory,
+        decision=decision,
+        offer=offer(problem, memory, buffer, use, LATEST),
+    )

@@ -5,7 +5,7 @@ from flax import struct
 from jax import Array
 
 from memory_planner.games import copies, occupancy
-from memory_planner.games.placement import COPY, DROP, NOCOPY, NOTHING, Memory, Offer, pick
+from memory_planner.games.placement import COPY, DROP, LATEST, NOCOPY, NOTHING, Memory, Offer, pick
 from memory_planner.padding import PaddedProblem
 
 
@@ -39,12 +39,12 @@ def apply(
     use: Array,
     offer: Offer,
     action: Array,
-    takes_latest: Array | bool = True,
+    eagerness: Array | int,
 ) -> tuple[Memory, Array]:
     """Plays NOCOPY, COPY, DROP or NOTHING; returns the gain in ns of a step (int32 []), too.
 
-    The action must be legal. `takes_latest` says which free time a copy takes: the latest before
-    its use, or the earliest from its start.
+    The action must be legal, and the eagerness that of the offer: a copy takes the latest free time
+    before its use if it is LATEST, else the earliest from its start.
     """
     keeps, leaves = action == NOCOPY, (action == COPY) | (action == DROP)
     move = _Move(
@@ -55,17 +55,19 @@ def apply(
         copies=action == COPY,
         leaves=leaves,
         is_born=keeps & (use == 0),
-        writes=(keeps & offer.writes_last) | (leaves & offer.unwritten & offer.can_drop),
-        gives_up=leaves & offer.unwritten & ~offer.can_drop,
+        writes=(keeps & offer.writes_last) | (leaves & offer.unwritten & offer.can_leave),
+        gives_up=leaves & offer.unwritten & ~offer.can_leave,
     )
     saved_ns = _saved_ns(problem, memory, move)
     here = jnp.arange(memory.in_fast.shape[0], dtype=jnp.int32) == buffer
     served = keeps | move.copies
     offset = jnp.where(keeps, offer.kept_offset, offer.copy_offset)
     end = jnp.where(keeps, offer.kept_end, move.time + 1)
+    occupied, used_units = _occupied(problem, memory, move, offer)
     changed = Memory(
-        occupied=_occupied(problem, memory, move, offer),
-        free_before=_free_before(problem, memory, move, offer, takes_latest),
+        occupied=occupied,
+        used_units=used_units,
+        free_before=_free_before(problem, memory, move, offer, eagerness),
         saved_ns=saved_ns,
         in_fast=jnp.where(here & (action != NOTHING), served, memory.in_fast),
         stay_offset=jnp.where(here & served, offset, memory.stay_offset),
@@ -76,21 +78,26 @@ def apply(
     return changed, _step_ns(problem, memory.saved_ns) - _step_ns(problem, saved_ns)
 
 
-def _occupied(problem: PaddedProblem, memory: Memory, move: _Move, offer: Offer) -> Array:
-    """Two stays change at most: the one that goes on, ends later or is taken back; and a copy's."""
-    words, operations = memory.occupied.shape
+def _occupied(
+    problem: PaddedProblem, memory: Memory, move: _Move, offer: Offer
+) -> tuple[Array, Array]:
+    """(occupied, used_units): one stay is born, goes on, ends later or is undone; one is copied."""
     size = pick(problem.size_units, move.buffer)
     stay_end = pick(memory.stay_end, move.buffer)
     begin = jnp.where(move.gives_up, pick(problem.begin, move.buffer), offer.kept_begin)
     end = jnp.where(move.writes, jnp.maximum(stay_end, offer.written_end), stay_end)
     end = jnp.where(move.keeps, offer.kept_end, end)
-    is_own = (move.keeps | move.writes | move.gives_up) & occupancy.span(operations, begin, end)
-    is_copy = move.copies & occupancy.span(operations, offer.copy_begin, move.time + 1)
-    own = occupancy.run_bits(words, offer.kept_offset, size)
-    copy = occupancy.run_bits(words, offer.copy_offset, size)
+    is_changed = move.keeps | move.writes | move.gives_up
+    end = jnp.where(is_changed, end, begin)
+    copy_end = jnp.where(move.copies, move.time + 1, offer.copy_begin)
     # What is added was free and what is taken back was taken, so that both are a flip.
-    flips = jnp.where(is_own[None], own[:, None], jnp.uint32(0))
-    return memory.occupied ^ flips ^ jnp.where(is_copy[None], copy[:, None], jnp.uint32(0))
+    occupied = occupancy.flipped(memory.occupied, offer.kept_offset, size, begin, end)
+    occupied = occupancy.flipped(occupied, offer.copy_offset, size, offer.copy_begin, copy_end)
+    time = jnp.arange(memory.used_units.shape[0], dtype=jnp.int32)
+    is_own = (time >= begin) & (time < end)
+    is_copy = (time >= offer.copy_begin) & (time < copy_end)
+    change = jnp.where(is_own, jnp.where(move.gives_up, -size, size), 0)
+    return occupied, memory.used_units + change + jnp.where(is_copy, size, 0)
 
 
 def _free_before(
@@ -98,19 +105,18 @@ def _free_before(
     memory: Memory,
     move: _Move,
     offer: Offer,
-    takes_latest: Array | bool,
+    eagerness: Array | int,
 ) -> Array:
     """The write-back ends before the copy begins, so neither takes time from the other."""
     copy_ns = pick(problem.copy_ns, move.buffer)
-    begin = pick(problem.begin, move.buffer)
     written_ns = jnp.where(move.writes, copy_ns, 0)
-    copied_ns = jnp.where(move.copies, copy_ns, 0)
-    left = copies.take_earliest(memory.free_before, begin + 1, written_ns)
-    return jnp.where(
-        takes_latest,
-        copies.take_latest(left, move.time, copied_ns),
-        copies.take_earliest(left, offer.copy_begin, copied_ns),
+    left = copies.take_earliest(memory.free_before, offer.before_write_ns, written_ns)
+    copied = jnp.where(
+        eagerness == LATEST,
+        copies.take_latest(left, move.time, offer.before_use_ns - written_ns, copy_ns),
+        copies.take_earliest(left, offer.before_copy_ns - written_ns, copy_ns),
     )
+    return jnp.where(move.copies, copied, left)
 
 
 def _saved_ns(problem: PaddedProblem, memory: Memory, move: _Move) -> Array:
@@ -133,7 +139,7 @@ def _saved_ns(problem: PaddedProblem, memory: Memory, move: _Move) -> Array:
 
 def _hbm_from(problem: PaddedProblem, memory: Memory, move: _Move, offer: Offer) -> Array:
     """[] int32: operation from which the value is in HBM after the move."""
-    never = memory.occupied.shape[1] + 1
+    never = memory.saved_ns.shape[0] + 1
     before = pick(memory.hbm_from, move.buffer)
     value = jnp.where(move.is_born, never, before)
     value = jnp.where(move.writes, offer.written_end, value)
@@ -143,7 +149,7 @@ def _hbm_from(problem: PaddedProblem, memory: Memory, move: _Move, offer: Offer)
 def _stays(memory: Memory, move: _Move, offer: Offer) -> Array:
     """[N, K]: which stay serves which use."""
     buffers, uses = memory.stays.shape
-    units = 32 * memory.occupied.shape[0]
+    units = memory.occupied.shape[1]
     row = pick(memory.stays, move.buffer)
     number = jnp.arange(uses, dtype=jnp.int32)
     previous = pick(row, jnp.maximum(move.use - 1, 0))

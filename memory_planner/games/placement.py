@@ -7,6 +7,9 @@ A use is served by fast memory (NOCOPY, COPY) or reads from HBM (DROP):
           at its offset. Legal if the memory is free.
   COPY    A stay of its own, filled from HBM by a copy, which takes HBM's free time in operations
           from its start to the one before the use. Legal if time and memory are free.
+          Its eagerness says where it starts, of the operations from which they are: EARLIEST, the
+          first; DEFAULT, the first of those that leave it about twice its time or less; LATEST,
+          where its time just suffices, there or not at all.
   DROP    Always legal.
 
 A value that was born in fast memory is in HBM only once it has been written back, in the operations
@@ -18,8 +21,6 @@ buffer had been in HBM from the beginning (the Drop-backup of "Optimizing Memory
 Reinforcement Learning"). So an episode has no dead ends.
 """
 
-from typing import Protocol
-
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
@@ -30,6 +31,12 @@ from memory_planner.padding import PaddedProblem
 NOCOPY = 0
 COPY = 1
 DROP = 2
+
+# Where a copy starts, of the operations from which time and memory are free until its use.
+DEFAULT = 0
+EARLIEST = 1
+LATEST = 2
+
 # Not an action of a player: what is played once an episode has ended.
 NOTHING = 3
 
@@ -39,7 +46,8 @@ class Memory:
     """What has been decided so far.
 
     Attributes:
-      occupied: [U/32, T] uint32, see `occupancy`.
+      occupied: [T/32, U] uint32, see `occupancy`.
+      used_units: [T] int32, units taken in each operation.
       free_before: [T+1] int32, see `copies`.
       saved_ns: [T] int32, of one execution of each operation, by buffers in fast memory.
       in_fast: [N] bool: the buffer's last decided use was served by fast memory.
@@ -49,6 +57,7 @@ class Memory:
     """
 
     occupied: Array
+    used_units: Array
     free_before: Array
     saved_ns: Array
     in_fast: Array
@@ -67,8 +76,10 @@ class Offer:
       kept_begin, kept_end, kept_offset: interval and place that NOCOPY takes in addition.
       copy_begin, copy_offset: start and place of the stay of COPY.
       unwritten: the value is in fast memory only.
+      before_use_ns, before_write_ns, before_copy_ns: HBM's free time before the use, the earliest
+        write-back and the copy.
       written_end: operation before which its write-back ends.
-      can_drop: it is written in time for a COPY or DROP, or need not be.
+      can_leave: it is written in time for a COPY or DROP, or need not be.
       writes_last: NOCOPY comes with a write-back.
     """
 
@@ -79,21 +90,12 @@ class Offer:
     copy_begin: Array
     copy_offset: Array
     unwritten: Array
+    before_use_ns: Array
+    before_write_ns: Array
+    before_copy_ns: Array
     written_end: Array
-    can_drop: Array
+    can_leave: Array
     writes_last: Array
-
-
-class StartRule(Protocol):
-    """When a copy starts."""
-
-    def __call__(
-        self, memory: Memory, earliest: Array, time: Array, size: Array, copy_ns: Array
-    ) -> tuple[Array, Array, Array]:
-        """(operation, offset, whether there is one) of a copy of `copy_ns` for a use at `time`.
-
-        It starts with `earliest` or later; the offset is free from then to the use.
-        """
 
 
 def pick(array: Array, index: Array) -> Array:
@@ -107,6 +109,7 @@ def empty(problem: PaddedProblem) -> Memory:
     free = jnp.cumsum(jnp.asarray(problem.free_ns), dtype=jnp.int32)
     return Memory(
         occupied=jnp.asarray(problem.reserved),
+        used_units=problem.shape.units - jnp.asarray(problem.limit_units),
         free_before=jnp.concatenate([jnp.zeros(1, jnp.int32), free]),
         saved_ns=jnp.zeros_like(problem.slow_ns),
         in_fast=jnp.zeros(buffers, bool),
@@ -119,62 +122,67 @@ def empty(problem: PaddedProblem) -> Memory:
 
 
 def offer(
-    problem: PaddedProblem,
-    memory: Memory,
-    buffer: Array,
-    use: Array,
-    choose_start: StartRule,
+    problem: PaddedProblem, memory: Memory, buffer: Array, use: Array, eagerness: Array | int
 ) -> Offer:
     """What may be done about a use, of which the buffer's earlier uses have been decided."""
-    words, operations = memory.occupied.shape
+    operations, units = problem.slow_ns.shape[0], memory.occupied.shape[1]
     time = pick(pick(problem.use_time, buffer), use)
     begin = pick(problem.begin, buffer)
     size = pick(problem.size_units, buffer)
     copy_ns = pick(problem.copy_ns, buffer)
     hbm_from = pick(memory.hbm_from, buffer)
+    since = occupancy.since(memory.occupied, time, size)
     is_first = use == 0
-    must_copy = is_first & pick(problem.starts_in_hbm, buffer)
-    is_last = (use == pick(problem.use_count, buffer) - 1) & pick(problem.ends_in_hbm, buffer)
+    can_be_born = is_first & ~pick(problem.starts_in_hbm, buffer)
+    is_result = (use == pick(problem.use_count, buffer) - 1) & pick(problem.ends_in_hbm, buffer)
 
     unwritten = hbm_from > operations
     written_end = copies.earliest_end(memory.free_before, begin + 1, copy_ns)
-    writes_last = is_last & (unwritten | (is_first & ~must_copy))
+    writes_last = is_result & (unwritten | can_be_born)
 
-    # NOCOPY: the interval that is needed in addition, at any place or at the stay's.
+    # NOCOPY: a birth is free up to the use, and then its place must be, as that of any other stay.
+    born_offset = occupancy.lowest(since, begin)
     stay_end = pick(memory.stay_end, buffer)
-    kept_begin = jnp.where(is_first, begin, stay_end)
-    kept_end = jnp.where(writes_last, jnp.maximum(time + 1, written_end), time + 1)
-    born = occupancy.taken(memory.occupied, begin, kept_end)
-    born_offset = occupancy.lowest_run(born, size)
     kept_offset = jnp.where(is_first, born_offset, pick(memory.stay_offset, buffer))
-    own = occupancy.run_bits(words, kept_offset, size)
-    conflict = occupancy.first_conflict(memory.occupied, own, stay_end)
-    is_free = jnp.where(is_first, born_offset < 32 * words, conflict >= kept_end)
+    kept_end = jnp.where(writes_last, jnp.maximum(time + 1, written_end), time + 1)
+    free_from = jnp.where(is_first, time + 1, stay_end)
+    conflict = occupancy.first_conflict(memory.occupied, kept_offset, size, free_from)
+    goes_on = jnp.where(is_first, can_be_born & (born_offset < units), pick(memory.in_fast, buffer))
     in_time = ~writes_last | (written_end <= problem.operation_count)
-    goes_on = jnp.where(is_first, ~must_copy, pick(memory.in_fast, buffer))
 
-    can_drop = ~unwritten | ((written_end <= time) & (conflict >= written_end))
-    copy_from = jnp.where(unwritten, jnp.where(can_drop, written_end, operations), hbm_from)
-    copy_begin, copy_offset, can_copy = choose_start(memory, copy_from, time, size, copy_ns)
+    can_leave = ~unwritten | ((written_end <= time) & (conflict >= written_end))
+    earliest = jnp.where(unwritten, written_end, hbm_from)
+    copy_begin, has_time = _copy_begin(memory, since, earliest, time, copy_ns, eagerness)
+    may_keep = goes_on & in_time & (conflict >= kept_end)
     return Offer(
-        legal=jnp.stack([goes_on & is_free & in_time, can_copy, jnp.bool_(True)]),
-        kept_begin=kept_begin,
+        legal=jnp.stack([may_keep, can_leave & has_time, jnp.bool_(True)]),
+        kept_begin=jnp.where(is_first, begin, stay_end),
         kept_end=kept_end,
         kept_offset=kept_offset,
         copy_begin=copy_begin,
-        copy_offset=copy_offset,
+        copy_offset=occupancy.lowest(since, copy_begin),
         unwritten=unwritten,
+        before_use_ns=pick(memory.free_before, time),
+        before_write_ns=pick(memory.free_before, begin + 1),
+        before_copy_ns=pick(memory.free_before, copy_begin),
         written_end=written_end,
-        can_drop=can_drop,
+        can_leave=can_leave,
         writes_last=writes_last,
     )
 
 
-def latest_start(
-    memory: Memory, earliest: Array, time: Array, size: Array, copy_ns: Array
-) -> tuple[Array, Array, Array]:
-    """The `StartRule` that starts a copy as late as its time allows, there or not at all."""
-    begin = copies.latest_start(memory.free_before, time, copy_ns)
-    offset = occupancy.lowest_run(occupancy.taken(memory.occupied, begin, time + 1), size)
-    has_room = offset < 32 * memory.occupied.shape[0]
-    return begin, offset, has_room & (begin >= earliest)
+def _copy_begin(
+    memory: Memory,
+    since: Array,
+    earliest: Array,
+    time: Array,
+    copy_ns: Array,
+    eagerness: Array | int,
+) -> tuple[Array, Array]:
+    """(operation, whether it is possible): the first with room, of those that the eagerness has."""
+    latest = copies.latest_start(memory.free_before, time, copy_ns)
+    twice = copies.latest_start(memory.free_before, time, 2 * copy_ns)
+    first = jnp.where(eagerness == DEFAULT, jnp.maximum(earliest, twice), earliest)
+    first = jnp.where(eagerness == LATEST, latest, first)
+    begin = jnp.maximum(first, jnp.min(since))
+    return begin, (earliest <= latest) & (begin <= latest)

@@ -25,11 +25,12 @@ def observation(count: int, padding: int = 0, seed: int = 0) -> Observation:
 def network(marked_feature: int | None) -> Callable[[Observation], tuple[np.ndarray, np.ndarray]]:
     """Logits and value by a network of random weights."""
     model = PolicyValue(NetworkConfig(8, 1, 2, choices=3, marked_feature=marked_feature))
-    params = model.init(jax.random.key(0), observation(4))
+    params = jax.jit(model.init)(jax.random.key(0), observation(4))
     # The last layers begin at zero, where everything is equal.
     noise = np.random.default_rng(1)
     params = jax.tree.map(lambda a: noise.normal(size=a.shape).astype(a.dtype), params)
-    return lambda seen: jax.tree.map(np.asarray, model.apply(params, seen))
+    apply = jax.jit(model.apply)
+    return lambda seen: jax.tree.map(np.asarray, apply(params, seen))
 
 
 @pytest.mark.parametrize("marked_feature", [None, MARK])

@@ -17,7 +17,7 @@ from memory_planner.games.game import Observation
 @pytest.fixture(scope="module")
 def stored() -> StoredNetwork:
     config = NetworkConfig(width=8, layers=1, heads=2, choices=2)
-    params = PolicyValue(config).init(jax.random.key(0), seen(3, 2))
+    params = jax.jit(PolicyValue(config).init)(jax.random.key(0), seen(3, 2))
     return StoredNetwork(config, 3, 2, params, "untrained")
 
 

@@ -105,8 +105,11 @@ class Rules:
                 return None
             end = max(end, written)
         if is_new:
-            offset = self.lowest(buffer, value.begin, end)
-            return None if offset is None else (offset, end, writes)
+            born = value.uses[use].time + 1
+            offset = self.lowest(buffer, value.begin, born)
+            if offset is None or not self.is_free(buffer, offset, born, end):
+                return None
+            return offset, end, writes
         assert serving is not None
         if not self.is_free(buffer, serving.offset, serving.end, end):
             return None
