@@ -29,7 +29,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD ?= 1
 .PHONY: help run test lint format bench bench-collectives bench-games bench-malloc bench-memory bench-offsets bench-passes bench-planner bench-published lock bazel-test clean distclean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN_STAMP)  ## the whole path in minutes: plan, train, checkpoint, resume on another mesh
 	@$(PY) -m experiments.quickstart $(ARGS)

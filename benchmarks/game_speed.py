@@ -1,6 +1,6 @@
 """Moves a second of the memory planner's games, on a problem of 128 buffers, against the bar.
 
-  make bench-games         (or: python -m benchmarks.game_speed [--buffers=128] [--batch=256] ...)
+  make bench-games         (or: python -m benchmarks.game_speed [--buffers=128] [--batch=64] ...)
 
 Episodes of random legal moves run in a batch, split over two CPU devices, with the
 state's legality mask read before each move, as an agent would. The bar, of
@@ -99,7 +99,7 @@ def main() -> None:
     """Prints one line a game."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--buffers", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0)
     args = parser.parse_args()
     problem = random_problem(np.random.default_rng(0), RandomShape(args.buffers))

@@ -134,11 +134,16 @@ def _played(
     trials: list[Trial] = []
     score = session.score(method, trials)
     share = max(1, int(settings.assignments * _GAMES_SHARE))
-    seeds = min(_SEEDS, share // 3)
-    scored = [(_ask(score, c), c) for c in (*games[: share - seeds], *fixed[:seeds])]
+    seeds = (_own_order(session), *fixed[: min(_SEEDS, share // 4)])
+    scored = [(_ask(score, c), c) for c in (*games[: max(1, share - len(seeds))], *seeds)]
     best = max(scored, key=lambda pair: pair[0])[1]
     _refine(settings, score, best, trials, game)
     return trials
+
+
+def _own_order(session: Session) -> Candidate:
+    """What the compiler does by itself."""
+    return Candidate(tuple(range(session.count)), (0,) * session.count, 0.0)
 
 
 def _ask(score: Callable[[np.ndarray, np.ndarray], np.ndarray], candidate: Candidate) -> float:

@@ -20,10 +20,12 @@ from memory_planner.problem import MemoryMapping, MemoryProblem
 
 @struct.dataclass
 class MappingState:
-    """Attributes:
-    memory: what has been decided.
-    decision: [] int32, number of the next decision.
-    offer: what may be done about it.
+    """A state of the mapping game.
+
+    Attributes:
+      memory: what has been decided.
+      decision: [] int32, number of the next decision.
+      offer: what may be done about it.
     """
 
     memory: Memory

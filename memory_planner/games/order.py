@@ -25,9 +25,11 @@ EAGERNESS_COUNT = 3
 
 @struct.dataclass
 class OrderState:
-    """Attributes:
-    memory: what has been decided.
-    placed: [N] bool, the buffers that have been chosen.
+    """A state of the order game.
+
+    Attributes:
+      memory: what has been decided.
+      placed: [N] bool, the buffers that have been chosen.
     """
 
     memory: Memory

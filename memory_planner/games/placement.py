@@ -1,4 +1,4 @@
-"""The rules that both games share: what may be done about one use of a buffer, and doing it.
+"""The rules that both games share: what may be done about one use of a buffer (`moves` does it).
 
 A use is served by fast memory (NOCOPY, COPY) or reads from HBM (DROP):
 

@@ -74,6 +74,13 @@ def test_a_later_gain_is_worth_waiting_for() -> None:
     assert optimum.actions == (2, 0, 0) and optimum.gain_ns == 45
 
 
+def test_without_uses_there_is_nothing_to_gain() -> None:
+    for nothing in (problem(), problem(buffer("a", 0))):
+        for game in (MAPPING, ORDER):
+            optimum = best(game, nothing, SHAPE)
+            assert (optimum.gain_ns, optimum.actions, optimum.mapping.stays) == (0, (), ())
+
+
 def test_too_many_states_are_refused() -> None:
     with pytest.raises(MemoryPlannerError, match="more than max_states=1"):
         best(MAPPING, small(0, 4, 5), SHAPE, max_states=1)
