@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from memory_planner.errors import MemoryPlannerError
-from memory_planner.evaluation import Compiler, Trial
+from memory_planner.evaluation import Compiler, Evaluator, Trial
 from memory_planner.extract import Extracted
 from memory_planner.session import (
     CannotMapError,
@@ -122,40 +122,58 @@ def map_memory(
         raise CannotMapError(
             "the compiler does not follow xla_tpu_msa_sort_order_overrides: its own mapping stays"
         )
-    default = session.default
-    swept = sweep(session.evaluator, budget.sweep, progress)
-    base = min([default, *swept], key=_rank)
-    if base is default:
-        return search(session, budget, progress)
-    opened = open_session(WithOptions(compiler, dict(base.options)), machine)
-    return _on_base(base, default, swept, search(opened, budget, progress), session)
-
-
-def _on_base(
-    base: Trial, default: Trial, swept: list[Trial], found: Mapped, session: Session
-) -> Mapped:
-    """What was found under whole-program options, as options of the program itself."""
-    assert default.confirmed is not None
-    under = [
-        dataclasses.replace(
-            t, options=tuple(sorted({**dict(base.options), **dict(t.options)}.items()))
-        )
-        for t in found.trials
-        if t.options
-    ]
-    ranked = sorted([default, *swept, *under], key=_rank)
-    best = ranked[0]
-    assert best.confirmed is not None
+    # Its own evaluator: what operations cost under other options is not to be taken for theirs.
+    sweeper = Evaluator(compiler, machine)
+    swept = sweep(sweeper, budget.sweep, progress)
+    base = min([session.default, *swept], key=_rank)
+    if base is session.default:
+        found = search(session, budget, progress)
+    else:
+        found = _search_under(session, base, budget, progress)
+    others = [t for t in swept if t is not base]
     return dataclasses.replace(
         found,
-        options=best.options,
-        default=default.confirmed,
-        best=best.confirmed,
-        method=best.method,
-        trials=tuple(ranked),
-        assignments=found.assignments + session.evaluator.assignments,
-        compiles=found.compiles + session.evaluator.compiles,
+        trials=tuple(sorted([*found.trials, *others], key=_rank)),
+        compiles=found.compiles + sweeper.compiles,
     )
+
+
+def _search_under(
+    session: Session, base: Trial, budget: Budget, progress: Callable[[str], None]
+) -> Mapped:
+    """Search under whole-program options, which become part of whatever is found."""
+    evaluator, default = session.evaluator, session.default
+    assert default.confirmed is not None and base.confirmed is not None
+    compiler = WithOptions(evaluator.compiler, dict(base.options))
+    try:
+        found = search(open_session(compiler, evaluator.machine, progress), budget, progress)
+    except CannotMapError as error:
+        progress(f"no search under {base.method}: {error}")
+        trials, best_extracted = [base], _explained_best(session, base)
+        assignments = compiles = 0
+    else:
+        trials = [_under(base, trial) for trial in found.trials]
+        best_extracted = found.best_extracted
+        assignments, compiles = found.assignments, found.compiles
+    return Mapped(
+        options=trials[0].options,
+        default=default.confirmed,
+        best=trials[0].confirmed or base.confirmed,
+        method=trials[0].method,
+        trials=(*trials, default),
+        extracted=session.extracted,
+        best_extracted=best_extracted,
+        assignments=evaluator.assignments + assignments,
+        compiles=evaluator.compiles + compiles,
+    )
+
+
+def _under(base: Trial, trial: Trial) -> Trial:
+    """A trial under the options of another, as one of the program itself."""
+    if not trial.options:
+        return base
+    options = tuple(sorted({**dict(base.options), **dict(trial.options)}.items()))
+    return dataclasses.replace(trial, options=options)
 
 
 def search(
