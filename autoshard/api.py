@@ -75,6 +75,11 @@ def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
     return chosen
 
 
+def _search_options(search: SearchOptions | None, choose_passes: bool) -> SearchOptions:
+    options = search or SearchOptions()
+    return dataclasses.replace(options, choose_passes=True) if choose_passes else options
+
+
 def _check_inference(
     model: Any, task: str, loss: Any, optimizer: Any, passes: Passes, offload: str
 ) -> None:
@@ -182,20 +187,13 @@ def compile(
     _check(model, task, optimizer, offload)
     target = resolve(mesh)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
-    options = search or SearchOptions()
     passes, choose_passes = without_auto(passes)
-    if choose_passes:
-        options = dataclasses.replace(options, choose_passes=True)
+    options = _search_options(search, choose_passes)
     chosen = _passes(passes, pass_checks, given)
     wishes = Wishes(
-        rules=rule_sets.parse(rules),
-        task=task,
-        strict=strict,
-        memory_limit_bytes=memory_limit_bytes,
-        pins=chosen.pins,
-        options=options,
-        memory_mapping=as_budget(memory_mapping),
-    )
+        rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options,
+        as_budget(memory_mapping),
+    )  # fmt: skip
     if task in inference.TASKS:
         _check_inference(model, task, loss, optimizer, chosen, offload)
         shape = inference.as_shape(batch, task)

@@ -52,6 +52,7 @@ from experiments.plan_config import PlanningSettings
 from experiments.waiting import Waiter
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.picture import draw_png
+from memory_planner.whole_program import OPTIONS
 
 OPTIONS_FILE = "options.json"
 # Whose mapping a picture shows -> its file.
@@ -73,6 +74,9 @@ class MallocConfig(PlanningSettings):
         40, "Compilations that stop after buffer assignment, seconds each, to try orders with."
     )
     compiles: int = option(4, "Whole compilations of the most promising orders.")
+    sweep: bool = option(
+        True, "Compile under a few whole-program options first, and go on from the best."
+    )
     strategy: str = option(
         "alphazero",
         "Who proposes orders: `alphazero`, `muzero`, `evolution`, `hill climbing`, `random` or "
@@ -101,6 +105,7 @@ class MallocConfig(PlanningSettings):
             return autoshard.MemoryBudget(
                 assignments=self.budget_compiles,
                 compiles=self.compiles,
+                sweep=OPTIONS if self.sweep else (),
                 strategy=self.strategy,
                 play_seconds=self.play_seconds,
                 seed=self.seed,

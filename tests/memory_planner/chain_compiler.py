@@ -97,9 +97,7 @@ def program(fast: list[str], *, with_cycles: bool) -> str:
         lines.append(line(f"r.{k}", f"{opcode}(v.{k})", cycles))
     lines[-1] = lines[-1].replace("  r.3", "  ROOT r.3")
     body = "\n".join(lines)
-    return (
-        f"HloModule chain, is_scheduled=true\n\nENTRY main (p: f32[]) -> f32[] {{\n{body}\n}}\n"
-    )
+    return f"HloModule chain, is_scheduled=true\n\nENTRY main (p: f32[]) -> f32[] {{\n{body}\n}}\n"
 
 
 def log(order: list[str], capacity: int) -> str:
