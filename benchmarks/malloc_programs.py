@@ -99,7 +99,7 @@ def decode_step(model: str, batch: int, capacity: int, **overrides: Any) -> Call
     def lower(topology: str) -> jax.stages.Lowered:
         spec = models.get(model, dtype="bfloat16", **overrides)
         shape = autoshard.InferenceShape(
-            batch_size=batch, prompt_length=capacity // 2, capacity=capacity
+            batch_size=batch, prompt_len=capacity // 2, capacity=capacity
         )
         compiled: Any = autoshard.compile(
             spec.build(), topology, task="decode", inference=shape, rules="data"

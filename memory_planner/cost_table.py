@@ -8,7 +8,7 @@ operation has been compiled with the same placement, otherwise from a model fitt
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -37,12 +37,14 @@ class Savings:
 
     Attributes:
       slow_cycles: with everything in HBM.
-      floor_cycles: the least.
+      floor_cycles: the least, by what the matrix unit needs or by what has been compiled.
+      reached_cycles: the least that has been compiled.
       saved_cycles: for each position of `signature.positions`.
     """
 
     slow_cycles: float
     floor_cycles: float
+    reached_cycles: float
     saved_cycles: tuple[float, ...]
 
     def cycles(self, where: tuple[bool, ...]) -> float:
@@ -82,7 +84,7 @@ class CostTable:
             self.hits += 1
             return known[where]
         self.misses += 1
-        return self.savings(module, c, i).cycles(where)
+        return _cautious(self.savings(module, c, i), known, where)
 
     def savings(self, module: HloModule, c: Computation, i: Instruction) -> Savings:
         """The model of an operation; by roofline where nothing equal has been compiled."""
@@ -108,17 +110,31 @@ class CostTable:
         if not known:
             seconds = operation_time(self.machine, module, c, i).seconds
             slow = max(seconds * self.machine.clock_hz, busy, float(moved.sum()) if flops else 0.0)
-            return Savings(slow, busy, tuple(np.minimum(moved, slow)))
+            return Savings(slow, busy, busy, tuple(np.minimum(moved, slow)))
         slow, floor = max(known.values()), min(known.values())
         slowest = max(known, key=lambda w: known[w])
         nothing = tuple(False for _ in sizes)
         slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
+        reached = floor
         if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
             floor = min(floor, max(busy, slow - _ELEMENTWISE_READS * float(moved.sum())))
         prior = _prior(module, c, i, moved, slow - floor)
         where = np.array(list(known), np.float64)
         cycles = np.array(list(known.values()), np.float64)
-        return Savings(slow, floor, tuple(_fitted(slow, floor, prior, where, cycles)))
+        return Savings(slow, floor, reached, tuple(_fitted(slow, floor, prior, where, cycles)))
+
+
+def _cautious(
+    savings: Savings, known: Mapping[tuple[bool, ...], float], where: tuple[bool, ...]
+) -> float:
+    """Cycles of a placement that has not been compiled.
+
+    A search picks what is estimated too well, so the model only tells the difference to the most
+    similar placement that has been compiled, and nothing beyond the best of them is believed.
+    """
+    nearest = min(known, key=lambda w: (sum(a != b for a, b in zip(w, where, strict=True)), w))
+    change = savings.cycles(where) - savings.cycles(nearest)
+    return max(savings.reached_cycles, known[nearest] + change)
 
 
 def _prior(

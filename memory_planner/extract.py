@@ -97,6 +97,7 @@ def _time(
     savings = _anchored(
         table.savings(module, c, i), placement(module, c, i), table.cycles_of(module, c, i)
     )
+    floor_cycles = min(savings.slow_cycles, max(savings.floor_cycles, savings.reached_cycles))
     saved: dict[tuple[int, int], int] = {}
     elements: dict[int, int] = {}
     fast: set[tuple[int, int]] = set()
@@ -110,7 +111,7 @@ def _time(
     operation = Operation(
         name=i.name,
         slow_ns=min(_MAX_NS, round(savings.slow_cycles * to_ns)),
-        floor_ns=min(_MAX_NS, round(savings.floor_cycles * to_ns)),
+        floor_ns=min(_MAX_NS, round(floor_cycles * to_ns)),
         free_ns=max(0, round(now_ns - own_ns)),
         repeats=repeats,
     )

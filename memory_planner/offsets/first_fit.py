@@ -32,39 +32,49 @@ class Fit:
 
 
 @compiled
-def _fit(packed: Packing, order: Ints, offset: Ints, near: Ints) -> int:
-    """Fill `offset`, -1 where it is to be found; returns the height. `near`: [n], scratch."""
-    height = 0
+def _insert(offset: Ints, ascending: Ints, count: int, buffer: int) -> None:
+    """Put a buffer among the first `count`, which are in order of offset."""
+    k = count
+    while k > 0 and offset[ascending[k - 1]] > offset[buffer]:
+        ascending[k] = ascending[k - 1]
+        k -= 1
+    ascending[k] = buffer
+
+
+@compiled
+def _fit(packed: Packing, order: Ints, offset: Ints, ascending: Ints, near: Ints) -> int:
+    """Fill `offset`, -1 where it is to be found; returns the height. The last two: [n], zeros."""
+    count = 0
+    for buffer in range(order.shape[0]):
+        if offset[buffer] >= 0:
+            _insert(offset, ascending, count, buffer)
+            count += 1
     for at in range(order.shape[0]):
         buffer = order[at]
-        size = packed.size[buffer]
-        if offset[buffer] < 0:
-            count = 0
-            for j in range(packed.overlap_starts[buffer], packed.overlap_starts[buffer + 1]):
-                other = packed.overlaps[j]
-                if offset[other] >= 0:
-                    k = count
-                    while k > 0 and offset[near[k - 1]] > offset[other]:
-                        near[k] = near[k - 1]
-                        k -= 1
-                    near[k] = other
-                    count += 1
-            low = 0
-            step = packed.alignment[buffer]
-            for k in range(count):
-                if offset[near[k]] >= low + size:
-                    break
-                top = offset[near[k]] + packed.size[near[k]]
+        if offset[buffer] >= 0:
+            continue
+        for j in range(packed.overlap_starts[buffer], packed.overlap_starts[buffer + 1]):
+            near[packed.overlaps[j]] = at + 1
+        low = 0
+        step = packed.alignment[buffer]
+        for k in range(count):
+            other = ascending[k]
+            if offset[other] >= low + packed.size[buffer]:
+                break
+            if near[other] == at + 1:
+                top = offset[other] + packed.size[other]
                 low = max(low, (top + step - 1) // step * step)
-            offset[buffer] = low
-        height = max(height, offset[buffer] + size)
-    return height
+        offset[buffer] = low
+        _insert(offset, ascending, count, buffer)
+        count += 1
+    return int((offset + packed.size).max())
 
 
 def first_fit(packed: Packing, order: Sequence[int], fixed: Sequence[bool]) -> Fit:
     """Pack in an order; buffers at fixed offsets are there from the start."""
     offset = np.where(np.asarray(fixed, bool), packed.start, np.int64(-1))
-    height = _fit(packed, np.asarray(order, np.int64), offset, np.zeros_like(offset))
+    scratch = np.zeros_like(offset), np.zeros_like(offset)
+    height = _fit(packed, np.asarray(order, np.int64), offset, *scratch)
     return Fit(tuple(order), offset, int(height))
 
 
@@ -85,7 +95,7 @@ def climb(
     for _ in range(steps):
         if is_enough(best.height):
             break
-        top = [b for b in best.order if best.offset[b] + packed.size[b] == best.height]
+        top = np.flatnonzero(best.offset + packed.size == best.height).tolist()
         moved = first_fit(packed, orders.before(best.order, rng.choice(top), rng), fixed)
         if moved.height <= best.height:
             best = moved
