@@ -28,18 +28,24 @@ from autoshard.errors import (
     UnmodelledError,
 )
 from autoshard.inference import InferenceShape
+from autoshard.memory_mapping import map_memory
 from autoshard.mesh_shape import MeshShape
 from autoshard.plan import Plan
+from autoshard.planned_mapping import MemoryMappingWarning
 from autoshard.precision import Precision
 from autoshard.rule_sets import RuleSet
 from autoshard.search.options import SearchOptions
 from autoshard.state import TrainState
 from autoshard.topology import Topology
+from memory_planner.mapper import Budget as MemoryBudget
+from memory_planner.mapper import Mapped
+from memory_planner.session import CannotMapError
 
 __all__ = [
     "AutoshardError",
     "BatchError",
     "CacheTransfer",
+    "CannotMapError",
     "CheckpointError",
     "Checkpointer",
     "CompiledFunction",
@@ -48,6 +54,9 @@ __all__ = [
     "DeviceError",
     "InferenceShape",
     "LossError",
+    "Mapped",
+    "MemoryBudget",
+    "MemoryMappingWarning",
     "MeshError",
     "MeshShape",
     "ModelError",
@@ -65,5 +74,6 @@ __all__ = [
     "cache_transfer",
     "compile",
     "default_optimizer",
+    "map_memory",
     "rules",
 ]

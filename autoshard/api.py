@@ -26,11 +26,13 @@ from autoshard.errors import ModelError, PassError
 from autoshard.losses import Loss, default_loss
 from autoshard.pass_registry import from_records, parse_passes, without_auto
 from autoshard.plan import Plan
+from autoshard.planned_mapping import as_budget
 from autoshard.planning import Wishes
 from autoshard.precision import Precision
 from autoshard.recipe import Recipe
 from autoshard.search import SearchOptions
 from autoshard.target import resolve
+from memory_planner.mapper import Budget
 from passes.pass_pipeline import Checks
 from passes.program import Role
 
@@ -71,6 +73,11 @@ def _passes(passes: Any, checks: Checks | None, plan: Plan | None) -> Passes:
             "to use the plan's, or plan again"
         )
     return chosen
+
+
+def _search_options(search: SearchOptions | None, choose_passes: bool) -> SearchOptions:
+    options = search or SearchOptions()
+    return dataclasses.replace(options, choose_passes=True) if choose_passes else options
 
 
 def _check_inference(
@@ -127,6 +134,7 @@ def compile(
     pass_checks: Checks | None = None,
     offload: Literal["none", "optimizer"] = "none",
     search: SearchOptions | None = None,
+    memory_mapping: Budget | Literal["off", "auto"] = "off",
 ) -> Any:
     """Plan and compile a model for a mesh.
 
@@ -163,6 +171,9 @@ def compile(
         by layer. (Activations are offloaded by the pass `remat`.)
       search: how far the planner goes, what it must not use, and how it shows progress; with
         rules that include `auto` only.
+      memory_mapping: `auto` or a `MemoryBudget`: before the program is compiled for a TPU, the
+        compiler is searched for options that place its buffers in VMEM better, and the plan keeps
+        them (docs/memory_mapping.md). `off`: nothing is searched; options that `plan` has are used.
 
     Returns:
       A `CompiledModel`; a `CompiledFunction` for a plain function; a `CompiledInference` for the
@@ -176,12 +187,13 @@ def compile(
     _check(model, task, optimizer, offload)
     target = resolve(mesh)
     given = Plan.load(plan) if isinstance(plan, (str, os.PathLike)) else plan
-    options = search or SearchOptions()
     passes, choose_passes = without_auto(passes)
-    if choose_passes:
-        options = dataclasses.replace(options, choose_passes=True)
+    options = _search_options(search, choose_passes)
     chosen = _passes(passes, pass_checks, given)
-    wishes = Wishes(rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options)
+    wishes = Wishes(
+        rule_sets.parse(rules), task, strict, memory_limit_bytes, chosen.pins, options,
+        as_budget(memory_mapping),
+    )  # fmt: skip
     if task in inference.TASKS:
         _check_inference(model, task, loss, optimizer, chosen, offload)
         shape = inference.as_shape(batch, task)

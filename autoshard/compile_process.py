@@ -98,10 +98,11 @@ def compile_until(
         process = _start(request, answer, said, dump, environment)
         try:
             found = _look(process, Path(dump), look, time.monotonic() + timeout_s)
+            status = process.poll()
         finally:
             _end(process)
         if found is None:
-            raise CompileError(_early_end(request.topology, process.returncode, answer, said))
+            raise CompileError(_early_end(request.topology, status, answer, said))
         said.seek(0)
         return found, said.read().decode(errors="replace")
 
@@ -117,18 +118,23 @@ def _look(
         time.sleep(_LOOK_INTERVAL_S)
 
 
-def _early_end(topology: str, code: int, answer: IO[bytes], said: IO[bytes]) -> str:
-    """Why a compilation showed nothing: its own error, a crash, or the time."""
-    if code not in (0, -signal.SIGKILL):
-        return _epitaph(topology, code, said)
+def _early_end(topology: str, status: int | None, answer: IO[bytes], said: IO[bytes]) -> str:
+    """Why a compilation showed nothing: its own error, a crash, or the time (no status yet)."""
+    if status is None:
+        return (
+            f"compiling for {topology} was ended before the compiler had assigned memory: give it "
+            "more time, or check with isolate=False what it says"
+        )
+    if status:
+        return _epitaph(topology, status, said)
     answer.seek(0)
     with contextlib.suppress(ValueError):
         error = CompileReply.from_bytes(answer.read()).error
         if error:
             return f"the compiler for {topology} refuses the program: {error.splitlines()[0]}"
     return (
-        f"compiling for {topology} was ended before the compiler had assigned memory: give it more "
-        "time, or check with isolate=False what it says"
+        f"the compiler for {topology} came to its end and did not show what was looked for: this "
+        "version of it may write its files otherwise"
     )
 
 

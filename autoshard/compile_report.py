@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from autoshard.compiled_program import CompiledMemory, OutOfMemory
+from autoshard.memory_record import MemoryPicture
 from autoshard.plan import Plan
 from autoshard.topology import Topology
 from passes.hlo.timeline import Timeline
@@ -62,6 +63,8 @@ class CompileReport:
       compile_s, cached: of the compilation.
       versions: (package, version) pairs.
       command: a shell command that makes this report again; empty if unknown.
+      memory_pictures: what lay where in VMEM before and after the memory mapping was searched;
+        empty where it was not.
     """
 
     plan: Plan
@@ -77,6 +80,7 @@ class CompileReport:
     cached: bool
     versions: tuple[tuple[str, str], ...]
     command: str
+    memory_pictures: tuple[MemoryPicture, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file that needs nothing else.

@@ -13,6 +13,7 @@ from autoshard.errors import ModelError, PlanError
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
 from autoshard.plan import Plan
+from autoshard.planned_mapping import PlannedMapping
 from autoshard.report import MemoryReport, memory_report
 from autoshard.target import Target
 from autoshard.target_report import report_on_target
@@ -50,6 +51,7 @@ class CompiledFunction:
         self._compiled: jax.stages.Compiled | None = None
         self._report: CompileReport | None = None
         self._model_flops = 0.0
+        self._mapping = PlannedMapping(wishes.memory_mapping, target, wishes.options.say)
         if arguments is not None:
             self._plan_for(arguments)
 
@@ -81,7 +83,7 @@ class CompiledFunction:
         if not self._checked:
             self._plan_for(arguments)
         if self._compiled is None:
-            self._compiled = self.lower().compile()
+            self._compiled = self._made()
         if jax.tree.map(_signature, abstract(arguments)) != jax.tree.map(
             _signature, self._arguments
         ):
@@ -110,15 +112,31 @@ class CompiledFunction:
           CompileError, DeviceError, MeshError: as there.
         """
         if self._report is None:
-            _, self._report = report_on_target(
-                self.lower(), self._target, self.plan, model_flops=self._model_flops
+            lowered = self.lower()
+            options = self._mapped_options(lowered)
+            _, report = report_on_target(
+                lowered,
+                self._target,
+                self.plan,
+                model_flops=self._model_flops,
+                compiler_options=options,
             )
+            self._report = dataclasses.replace(report, memory_pictures=self._mapping.pictures)
         return self._report
+
+    def _mapped_options(self, lowered: jax.stages.Lowered) -> dict[str, Any]:
+        """Compiler options for the function, its memory mapping settled in the plan."""
+        self._plan = self._mapping.settled(self.plan, lowered)
+        return self._mapping.options(self._plan)
+
+    def _made(self) -> jax.stages.Compiled:
+        lowered = self.lower()
+        return lowered.compile(compiler_options=self._mapped_options(lowered) or None)
 
     def memory_report(self) -> MemoryReport:
         """The compiler's memory figures beside the plan's."""
         if self._compiled is None:
-            self._compiled = self.lower().compile()
+            self._compiled = self._made()
         return memory_report(self.plan.cost.memory, self._compiled)
 
     def _plan_for(self, arguments: tuple[Any, ...]) -> None:

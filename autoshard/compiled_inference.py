@@ -28,6 +28,7 @@ from autoshard.input_checks import as_key, same_structure, with_shardings
 from autoshard.model_flops import model_flops
 from autoshard.named_dims import analyse
 from autoshard.plan import Plan
+from autoshard.planned_mapping import PlannedMapping
 from autoshard.precision import Precision, cast_floating
 from autoshard.report import MemoryReport, memory_report
 from autoshard.target import Target, check_context
@@ -75,6 +76,8 @@ class CompiledInference:
         if plan is not None:
             planning.check(plan, self._traced.program, recipe.target, self.task)
         self._plan = plan if plan is not None else self._searched()
+        wishes = recipe.wishes
+        self._mapping = PlannedMapping(wishes.memory_mapping, recipe.target, wishes.options.say)
         self._mesh: Mesh | None = None
 
     @property
@@ -195,7 +198,7 @@ class CompiledInference:
         placed = [self._placed(name, x) for name, x in zip(names, given, strict=True)]
         self._check_cache(cache)
         if self._executable is None:
-            self._executable = self.lower().compile()
+            self._executable = self._compiled()
         try:
             result: tuple[jax.Array, Any] = self._executable(params, *placed, cache)
         except (TypeError, ValueError) as error:
@@ -248,8 +251,10 @@ class CompiledInference:
         Raises:
           CompileError, DeviceError, MeshError: as there.
         """
+        lowered = self.lower()
+        options = self._mapped_options(lowered, compiler_options)
         self._program, report = report_on_target(
-            self.lower(),
+            lowered,
             self._recipe.target,
             self._plan,
             model_flops=model_flops(analyse(self._traced.program), trains=False),
@@ -257,10 +262,21 @@ class CompiledInference:
             cache=cache,
             timeout_s=timeout_s,
             progress=progress,
-            compiler_options=compiler_options,
+            compiler_options=options,
             command=command,
         )
-        return report
+        return dataclasses.replace(report, memory_pictures=self._mapping.pictures)
+
+    def _mapped_options(
+        self, lowered: jax.stages.Lowered, compiler_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Compiler options for the program, its memory mapping settled in the plan."""
+        self._plan = self._mapping.settled(self._plan, lowered, compiler_options)
+        return self._mapping.options(self._plan, compiler_options)
+
+    def _compiled(self) -> jax.stages.Compiled:
+        lowered = self.lower()
+        return lowered.compile(compiler_options=self._mapped_options(lowered) or None)
 
     @property
     def compiled_program(self) -> CompiledProgram | None:
@@ -270,17 +286,19 @@ class CompiledInference:
     def memory_report(self) -> MemoryReport:
         """The compiler's memory figures beside the plan's."""
         if self._executable is None:
-            self._executable = self.lower().compile()
+            self._executable = self._compiled()
         return memory_report(self._plan.cost.memory, self._executable)
 
     def _searched(self) -> Plan:
         recipe = self._recipe
+        wishes = recipe.wishes.without_memory_mapping()
+        trial = dataclasses.replace(recipe, wishes=wishes)
         _, plan = searched(
             self._traced.program,
             recipe.target,
             recipe.wishes,
             lambda layout: 0,
-            lambda one: CompiledInference(recipe, one.plan).report,
+            lambda one: CompiledInference(trial, one.plan).report,
         )
         return plan
 

@@ -33,6 +33,7 @@ from autoshard.optimizer_offload import (
     state_memories,
 )
 from autoshard.plan import Plan
+from autoshard.planned_mapping import PlannedMapping
 from autoshard.planning import Candidate
 from autoshard.precision_notes import precision_notes
 from autoshard.recipe import Recipe
@@ -73,6 +74,8 @@ class CompiledModel:
         self._initialise: Callable[[Any], TrainState] | None = None
         self._report: CompileReport | None = None
         self._program: CompiledProgram | None = None
+        wishes = recipe.wishes
+        self._mapping = PlannedMapping(wishes.memory_mapping, recipe.target, wishes.options.say)
         if batch is not None:
             self._plan_for(batch)
 
@@ -273,9 +276,11 @@ class CompiledModel:
           DeviceError: the compiler of the target is not installed.
           MeshError: nothing is known of the target's chips.
         """
-        ready, recipe = self._ready(), self._recipe
+        lowered, recipe = self.lower(), self._recipe
+        options = self._mapped_options(lowered, compiler_options)
+        ready = self._ready()
         self._program, report = report_on_target(
-            self.lower(),
+            lowered,
             recipe.target,
             ready.plan,
             model_flops=model_flops(analyse(ready.traced.program), recipe.optimizer is not None),
@@ -283,10 +288,19 @@ class CompiledModel:
             cache=cache,
             timeout_s=timeout_s,
             progress=progress,
-            compiler_options=compiler_options,
+            compiler_options=options,
             command=command,
         )
-        return report
+        return dataclasses.replace(report, memory_pictures=self._mapping.pictures)
+
+    def _mapped_options(
+        self, lowered: jax.stages.Lowered, compiler_options: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Compiler options for the planned program, its memory mapping settled in the plan."""
+        ready = self._ready()
+        plan = self._mapping.settled(ready.plan, lowered, compiler_options)
+        self._planned = dataclasses.replace(ready, plan=plan)
+        return self._mapping.options(plan, compiler_options)
 
     @property
     def compiled_program(self) -> CompiledProgram | None:
@@ -343,8 +357,9 @@ class CompiledModel:
         recipe = self._recipe
 
         def compile_one(candidate: Candidate) -> CompileReport:
-            trial = CompiledModel(recipe.adding(candidate.passes), batch, candidate.plan)
-            return trial.compile_report()
+            wishes = recipe.wishes.without_memory_mapping()
+            trial = dataclasses.replace(recipe.adding(candidate.passes), wishes=wishes)
+            return CompiledModel(trial, batch, candidate.plan).compile_report()
 
         plan, self._recipe = recipe.searched(traced, opt_state, compile_one)
         return plan
@@ -442,7 +457,9 @@ class CompiledModel:
             same = kind == planned_kind and key[1] == self._batch_key(ready.traced.batch)
             traced = self._finished(None if same else self._trace(kind, batch).traced)
             self._batch_shardings[key[1]] = self._shardings(traced).batch
-            self._executables[key] = self._lower(kind, traced).compile()
+            lowered = self._lower(kind, traced)
+            options = self._mapped_options(lowered) if same else None
+            self._executables[key] = lowered.compile(compiler_options=options or None)
         return self._executables[key]
 
     def _lower(self, kind: str, traced: TracedModel) -> jax.stages.Lowered:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoshard.layouts import ArrayLayout
+from autoshard.memory_record import BASIS, MemoryMappingRecord
 from autoshard.mesh_shape import Spec
 from autoshard.predicted_collectives import PredictedCollective
 from passes.program import Role
@@ -258,6 +259,40 @@ def _search(console: Console, plan: Plan) -> None:
         console.print()
 
 
+def mapping_rows(record: MemoryMappingRecord) -> tuple[tuple[str, ...], ...]:
+    """Before and after: whose mapping, cycles, stalls, both, copied, share of the time saved."""
+    rows = (("default", record.default), (f"best: {record.method}", record.best))
+    return tuple(
+        (
+            name,
+            f"{cost.cycles:,.0f}",
+            f"{cost.stall_cycles:,.0f}",
+            f"{cost.total:,.0f}",
+            format_bytes(cost.copied_bytes),
+            f"{1.0 - cost.total / record.default.total if record.default.total else 0.0:.2%}",
+        )
+        for name, cost in rows
+    )
+
+
+MAPPING_COLUMNS = ("memory mapping", "cycles", "stalls", "total", "copied", "gain")
+
+
+def mapping_table(record: MemoryMappingRecord) -> str:
+    """`mapping_rows` as text, with what the figures are and what they took."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=140, color_system=None, highlight=False, markup=False)
+    table = _table(*MAPPING_COLUMNS, right=range(1, len(MAPPING_COLUMNS)))
+    for row in mapping_rows(record):
+        table.add_row(*row)
+    console.print(table)
+    console.print(
+        f"{BASIS}; of one step on one device, {record.buffers} buffers, {record.assignments} "
+        f"assignments and {record.compiles} compilations of libtpu {record.libtpu}"
+    )
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
 def axis_uses(plan: Plan) -> dict[str, str]:
     """For each of the user's axes, in words, what it is used for."""
     uses = {}
@@ -309,6 +344,8 @@ def explain(plan: Plan, width: int) -> str:
             "  n: arrays a step; payload: on a device, of the larger side; all estimated\n"
         )
     _search(console, plan)
+    if plan.memory_mapping is not None:
+        console.print(f"{mapping_table(plan.memory_mapping)}\n", soft_wrap=True)
     for one in plan.passes:
         console.print(f"pass {one}")
         for note in one.notes:

@@ -15,6 +15,7 @@ from autoshard.cost import CostReport
 from autoshard.errors import PlanError
 from autoshard.layouts import ArrayLayout, Layout
 from autoshard.memory import MemoryEstimate
+from autoshard.memory_record import MemoryMappingRecord
 from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
 from autoshard.named_dims import Analysis
 from autoshard.pass_registry import PassRecord, as_tuples
@@ -24,7 +25,9 @@ from autoshard.step_time import StepTime
 from passes.program import Leaf, Role
 
 FORMAT = "autoshard.plan"
-VERSION = 4
+VERSION = 5
+# Version 4 had no memory mapping.
+_READABLE = (4, VERSION)
 _HEAVY = ("dot_general", "conv_general_dilated", "gather", "sort", "top_k", "cumsum")
 
 
@@ -91,6 +94,8 @@ class Plan:
       search: how the plan was searched for; None where its mesh and rules were given.
       verified: what the compiler made of the best layouts, best first; empty where none were
         compiled.
+      compiler_options: (name, value) to compile the program with, found by memory mapping.
+      memory_mapping: how they were found; None where nothing was searched.
     """
 
     program: ProgramIdentity
@@ -110,6 +115,8 @@ class Plan:
     passes: tuple[PassRecord, ...] = ()
     search: SearchRecord | None = None
     verified: tuple[Verified, ...] = ()
+    compiler_options: tuple[tuple[str, str], ...] = ()
+    memory_mapping: MemoryMappingRecord | None = None
 
     @property
     def layout(self) -> Layout:
@@ -141,10 +148,10 @@ class Plan:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise PlanError(f"{source} is not an autoshard plan: make one with `Plan.save`")
-        if data.get("version") != VERSION:
+        if data.get("version") not in _READABLE:
             raise PlanError(
                 f"{source} has plan version {data.get('version')!r} and this autoshard reads "
-                f"{VERSION}: plan again with this version"
+                f"{' and '.join(map(str, _READABLE))}: plan again with this version"
             )
         try:
             return _parse(data)
@@ -366,7 +373,15 @@ def _parse(data: Mapping[str, Any]) -> Plan:
         ),
         search=_search(data["search"]),
         verified=tuple(Verified(**row) for row in data["verified"]),
+        compiler_options=tuple(
+            (str(name), str(value)) for name, value in data.get("compiler_options", ())
+        ),
+        memory_mapping=_memory_mapping(data.get("memory_mapping")),
     )
+
+
+def _memory_mapping(data: Mapping[str, Any] | None) -> MemoryMappingRecord | None:
+    return None if data is None else MemoryMappingRecord.from_json(data)
 
 
 def _search(data: Mapping[str, Any] | None) -> SearchRecord | None:

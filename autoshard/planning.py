@@ -21,6 +21,7 @@ from autoshard.search.variants import Variants
 from autoshard.structure import find_structure
 from autoshard.target import Target
 from autoshard.validate import validate
+from memory_planner.mapper import Budget
 from passes.pass_pipeline import Pass
 from passes.program import Program
 
@@ -39,6 +40,7 @@ class Wishes:
       memory_limit_bytes: bytes that one device may hold, or None.
       pins: pairs (named dimension, mesh axis) that passes ask for; the axes serve nothing else.
       options: how far the search goes.
+      memory_mapping: what to spend on a better memory mapping; None for nothing.
     """
 
     rules: tuple[RuleSet, ...] = (rule_sets.AUTO,)
@@ -47,6 +49,11 @@ class Wishes:
     memory_limit_bytes: int | None = None
     pins: tuple[tuple[str, str], ...] = ()
     options: SearchOptions = dataclasses.field(default_factory=SearchOptions)
+    memory_mapping: Budget | None = None
+
+    def without_memory_mapping(self) -> "Wishes":
+        """The same for a trial, which is compiled as it is."""
+        return dataclasses.replace(self, memory_mapping=None)
 
     def limit_bytes(self, target: Target) -> int | None:
         """What a device may hold by the estimate.

@@ -33,7 +33,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from absl import app, flags, logging
 
@@ -48,7 +48,7 @@ from experiments import devices, flag_fields
 from experiments.flag_fields import ConfigError, define_flags, from_flags
 from experiments.model_settings import batch_specs, model_spec, pass_checks
 from experiments.optimizer import make_optimizer
-from experiments.plan_config import PlanConfig
+from experiments.plan_config import PlanConfig, PlanningSettings
 from experiments.waiting import Waiter
 from passes.hlo.trace import save_trace
 
@@ -82,7 +82,7 @@ def run(config: PlanConfig, waiter: Waiter) -> CompileReport:
       AutoshardError: a setting cannot work, or the compiler refuses.
     """
     html_report.check_plotly()
-    output = make_output(config)
+    output = make_output(config.output)
     outcome = compile_report(config, waiter)
     files = write_outputs(outcome, output)
     waiter.note("")
@@ -92,9 +92,22 @@ def run(config: PlanConfig, waiter: Waiter) -> CompileReport:
     return outcome.report
 
 
-def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
-    """Plans the model, or takes up a saved plan, and compiles it for the topology."""
+def compile_report(
+    config: PlanningSettings,
+    waiter: Waiter,
+    *,
+    memory_mapping: autoshard.MemoryBudget | Literal["off"] = "off",
+) -> Outcome:
+    """Plans the model, or takes up a saved plan, and compiles it for the topology.
+
+    Args:
+      config: what is planned.
+      waiter: shows progress.
+      memory_mapping: what to spend on a better memory mapping; that of a saved plan does not count.
+    """
     given = autoshard.Plan.load(config.plan) if config.plan else None
+    if given is not None and memory_mapping != "off":
+        given = dataclasses.replace(given, compiler_options=(), memory_mapping=None)
     topology = config.topology or (given.topology if given else "")
     mesh = config.mesh or (str(given.mesh.shape) if given else "")
     devices.stay_on_cpu()
@@ -117,6 +130,7 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
                 forbid=config.forbidden,
                 progress=waiter.note,
             ),
+            memory_mapping=memory_mapping,
         )
     with waiter.phase(f"compiling and simulating, mesh {compiled.plan.mesh.shape}") as tick:
         report = compiled.compile_report(
@@ -128,7 +142,7 @@ def compile_report(config: PlanConfig, waiter: Waiter) -> Outcome:
     return Outcome(report, compiled.compiled_program.hlo_text)
 
 
-def task_settings(config: PlanConfig, spec: models.ModelSpec) -> dict[str, Any]:
+def task_settings(config: PlanningSettings, spec: models.ModelSpec) -> dict[str, Any]:
     """What `autoshard.compile` takes for the task besides the rest.
 
     Raises:
@@ -152,13 +166,13 @@ def task_settings(config: PlanConfig, spec: models.ModelSpec) -> dict[str, Any]:
     return {"batch": shape}
 
 
-def make_output(config: PlanConfig) -> pathlib.Path:
+def make_output(folder: str) -> pathlib.Path:
     """The output directory, made if it is not there.
 
     Raises:
       ConfigError: it cannot be made.
     """
-    output = pathlib.Path(config.output).expanduser()
+    output = pathlib.Path(folder).expanduser()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -202,7 +216,7 @@ def compare(config: PlanConfig, paths: Sequence[str], waiter: Waiter) -> None:
       AutoshardError: a path is neither plan nor report, or a plan cannot be compiled.
     """
     html_report.check_plotly()
-    output = make_output(config)
+    output = make_output(config.output)
     first, second = (load_or_compile(config, path, waiter) for path in paths)
     page = output / COMPARISON_FILE
     html_report.compare(first, second, page, names=short_names(paths))

@@ -10,10 +10,8 @@ TASKS = ("train", "prefill", "decode")
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanConfig(ModelSettings):
-    """Settings of `python -m experiments.plan`; the help of each is its documentation."""
-
-    program: ClassVar[str] = "experiments.plan"
+class PlanningSettings(ModelSettings):
+    """What is planned and compiled; the help of each is its documentation."""
 
     topology: str = option(
         "",
@@ -53,21 +51,10 @@ class PlanConfig(ModelSettings):
         "not to be wide (`model`), separated by commas.",
     )
     memory_limit_gib: float = option(0.0, "GiB that a device may hold. 0: what its chip has.")
-    out: str = option(
-        "",
-        "Where report.html, report.json, plan.json, trace.json and hlo.txt go, with --compare "
-        "compare.html. Empty: runs/plan/<model>.",
-    )
     cache: bool = option(
         True, "Keep compilations on disk, and take from there what was compiled before."
     )
     timeout_s: float = option(3600.0, "Seconds after which a compilation is given up.")
-    compare: str = option(
-        "",
-        "Show two results side by side: --compare=PLAN1,PLAN2 or --compare PLAN1 PLAN2, each a "
-        "plan.json, a report.json or the directory of one. A plan is compiled again, with the "
-        "model and batch of the flags, only where no report.json lies beside it.",
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,13 +74,6 @@ class PlanConfig(ModelSettings):
         self.check_at_least(-1, "verify")
         self.check_at_least(1, "max_layouts")
         self.check_at_least(0, "memory_limit_gib")
-        if not (self.topology or self.plan or self.compare):
-            raise ConfigError(
-                "--topology is empty: name the machine to compile for, such as v5p:4x4x4, h100:8x4 "
-                "or cpu:8; or give a saved --plan, or two to --compare."
-            )
-        if self.plan and self.compare:
-            raise ConfigError("--plan and --compare exclude each other: --compare takes two plans.")
 
     @property
     def forbidden(self) -> tuple[str, ...]:
@@ -104,6 +84,35 @@ class PlanConfig(ModelSettings):
     def memory_limit_bytes(self) -> int | None:
         """Bytes that a device may hold; None for the chip's own."""
         return round(self.memory_limit_gib * 2**30) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig(PlanningSettings):
+    """Settings of `python -m experiments.plan`."""
+
+    program: ClassVar[str] = "experiments.plan"
+
+    out: str = option(
+        "",
+        "Where report.html, report.json, plan.json, trace.json and hlo.txt go, with --compare "
+        "compare.html. Empty: runs/plan/<model>.",
+    )
+    compare: str = option(
+        "",
+        "Show two results side by side: --compare=PLAN1,PLAN2 or --compare PLAN1 PLAN2, each a "
+        "plan.json, a report.json or the directory of one. A plan is compiled again, with the "
+        "model and batch of the flags, only where no report.json lies beside it.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.topology or self.plan or self.compare):
+            raise ConfigError(
+                "--topology is empty: name the machine to compile for, such as v5p:4x4x4, h100:8x4 "
+                "or cpu:8; or give a saved --plan, or two to --compare."
+            )
+        if self.plan and self.compare:
+            raise ConfigError("--plan and --compare exclude each other: --compare takes two plans.")
 
     @property
     def output(self) -> str:

@@ -111,12 +111,13 @@ def read_log(text: str) -> AssignmentLog:
     starts = [
         n for n, line in enumerate(lines) if line == "memory_space_assignment_options::Options:"
     ]
-    runs = [lines[a:b] for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
-    if not runs:
+    if not starts:
         raise AssignmentLogError(
             "the compiler's log holds no memory-space assignment: this libtpu prints it otherwise, "
             "or the program was compiled for something that is no TPU"
         )
+    ends = [*starts[1:], len(lines)]
+    runs = [lines[begin:end] for begin, end in zip(starts, ends, strict=True)]
     return _read(max(runs, key=len))
 
 

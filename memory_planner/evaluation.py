@@ -7,7 +7,7 @@ Only what was confirmed is ever reported as a result.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from memory_planner.cost_table import CostTable
@@ -18,6 +18,7 @@ from passes.hlo.machine import MachineModel
 from passes.hlo.module import HloModule
 from passes.hlo.parse import parse
 
+_SAID_EVERY = 10  # assignments
 # Memory-space assignment left out: what every operation costs with all of it in HBM.
 NOTHING_FAST = {"xla_msa_enable": "false"}
 
@@ -68,12 +69,23 @@ class Trial:
 class Evaluator:
     """One program's trials; the same options are never tried twice.
 
+    Args:
+      compiler: of the program.
+      machine: one device of its target.
+      progress: called with a line of text now and then.
+
     Attributes:
       assignments, compiles: made so far.
       table: what has been learned of operations.
     """
 
-    def __init__(self, compiler: Compiler, machine: MachineModel) -> None:
+    def __init__(
+        self,
+        compiler: Compiler,
+        machine: MachineModel,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._progress = progress
         self.compiler, self.machine = compiler, machine
         self.table = CostTable(machine)
         self.assignments = self.compiles = 0
@@ -85,6 +97,8 @@ class Evaluator:
         key = tuple(sorted(options.items()))
         if key not in self._assigned:
             self.assignments += 1
+            if self.assignments % _SAID_EVERY == 0:
+                self._progress(f"assigning memory, for the {self.assignments}th time ({method})")
             try:
                 self._assigned[key] = parse(self.compiler.assign(options, with_log=False)[0])
             except (CompilerFailure, HloError) as error:

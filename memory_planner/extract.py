@@ -123,11 +123,12 @@ def _anchored(savings: Savings, where: tuple[bool, ...], cycles: float | None) -
     if cycles is None:
         return savings
     saved = sum(s for s, fast in zip(savings.saved_cycles, where, strict=True) if fast)
-    if savings.slow_cycles - saved <= savings.floor_cycles or not saved:
-        slow = savings.slow_cycles if saved else cycles
-        return dataclasses.replace(
-            savings, floor_cycles=min(cycles, slow), slow_cycles=max(slow, cycles)
-        )
+    if not saved:
+        floor = min(savings.floor_cycles, cycles)
+        return dataclasses.replace(savings, floor_cycles=floor, slow_cycles=cycles)
+    if savings.slow_cycles - saved <= savings.floor_cycles:
+        slow = max(savings.slow_cycles, cycles)
+        return dataclasses.replace(savings, floor_cycles=cycles, slow_cycles=slow)
     factor = (savings.slow_cycles - cycles) / saved
     scaled = tuple(
         max(0.0, s * factor) if fast else s

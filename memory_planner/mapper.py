@@ -10,9 +10,16 @@ choose    the best of what was confirmed, the compiler's own included: never wor
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from memory_planner.evaluation import Compiler, Trial
+from memory_planner.errors import MemoryPlannerError
+from memory_planner.evaluation import Compiler, Evaluator, Trial
 from memory_planner.extract import Extracted
-from memory_planner.session import CannotMapError, Session, follows_options, open_session
+from memory_planner.session import (
+    CannotMapError,
+    Session,
+    explained,
+    follows_options,
+    open_session,
+)
 from memory_planner.step_cycles import StepCycles
 from memory_planner.strategies import STRATEGIES, Settings
 from memory_planner.whole_program import OPTIONS, WithOptions, sweep
@@ -33,6 +40,9 @@ class Budget:
       episodes: games that an agent plays at most.
       play_seconds: after which it stops playing; None: never.
       seed: of all chance.
+
+    Raises:
+      MemoryPlannerError: a number is too small, or the strategy is unknown.
     """
 
     assignments: int = 40
@@ -42,6 +52,17 @@ class Budget:
     episodes: int = 256
     play_seconds: float | None = 120.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("assignments", "compiles", "episodes"):
+            if getattr(self, name) < 1:
+                raise MemoryPlannerError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.play_seconds is not None and not self.play_seconds > 0:
+            raise MemoryPlannerError(f"play_seconds={self.play_seconds} must be above 0, or None")
+        if self.strategy not in STRATEGIES:
+            raise MemoryPlannerError(
+                f"strategy {self.strategy!r} is none of {', '.join(sorted(STRATEGIES))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Mapped:
       method: who proposed the best.
       trials: everything that was tried, the best first.
       extracted: the program's problem and the compiler's own mapping.
+      best_extracted: the same under the best options, from the compiler's log of them; `extracted`
+        where the compiler's own mapping is the best, None where it did not explain itself.
       assignments, compiles: made, those for opening the program included.
     """
 
@@ -63,6 +86,7 @@ class Mapped:
     method: str
     trials: tuple[Trial, ...]
     extracted: Extracted
+    best_extracted: Extracted | None
     assignments: int
     compiles: int
 
@@ -90,63 +114,72 @@ def map_memory(
       CannotMapError: there is nothing to decide: no contention, or a compiler that does not explain
         itself or does not follow orders.
       CompilerFailure: the program itself does not compile.
-      MemoryPlannerError: the strategy is unknown.
     """
     budget = budget or Budget()
     progress("compiling the program as it is, and without fast memory")
-    session = open_session(compiler, machine)
+    session = open_session(compiler, machine, progress)
     if not follows_options(session):
         raise CannotMapError(
             "the compiler does not follow xla_tpu_msa_sort_order_overrides: its own mapping stays"
         )
-    default = session.default
-    swept = sweep(session.evaluator, budget.sweep, progress)
-    base = min([default, *swept], key=_rank)
-    if base is default:
-        return search(session, budget, progress)
-    opened = open_session(WithOptions(compiler, dict(base.options)), machine)
-    return _on_base(base, default, swept, search(opened, budget, progress), session)
-
-
-def _on_base(
-    base: Trial, default: Trial, swept: list[Trial], found: Mapped, session: Session
-) -> Mapped:
-    """What was found under whole-program options, as options of the program itself."""
-    assert default.confirmed is not None
-    under = [
-        dataclasses.replace(
-            t, options=tuple(sorted({**dict(base.options), **dict(t.options)}.items()))
-        )
-        for t in found.trials
-        if t.options
-    ]
-    ranked = sorted([default, *swept, *under], key=_rank)
-    best = ranked[0]
-    assert best.confirmed is not None
+    # Its own evaluator: what operations cost under other options is not to be taken for theirs.
+    sweeper = Evaluator(compiler, machine)
+    swept = sweep(sweeper, budget.sweep, progress)
+    base = min([session.default, *swept], key=_rank)
+    if base is session.default:
+        found = search(session, budget, progress)
+    else:
+        found = _search_under(session, base, budget, progress)
+    others = [t for t in swept if t is not base]
     return dataclasses.replace(
         found,
-        options=best.options,
-        default=default.confirmed,
-        best=best.confirmed,
-        method=best.method,
-        trials=tuple(ranked),
-        assignments=found.assignments + session.evaluator.assignments,
-        compiles=found.compiles + session.evaluator.compiles,
+        trials=tuple(sorted([*found.trials, *others], key=_rank)),
+        compiles=found.compiles + sweeper.compiles,
     )
+
+
+def _search_under(
+    session: Session, base: Trial, budget: Budget, progress: Callable[[str], None]
+) -> Mapped:
+    """Search under whole-program options, which become part of whatever is found."""
+    evaluator, default = session.evaluator, session.default
+    assert default.confirmed is not None and base.confirmed is not None
+    compiler = WithOptions(evaluator.compiler, dict(base.options))
+    try:
+        found = search(open_session(compiler, evaluator.machine, progress), budget, progress)
+    except CannotMapError as error:
+        progress(f"no search under {base.method}: {error}")
+        trials, best_extracted = [base], _explained_best(session, base)
+        assignments = compiles = 0
+    else:
+        trials = [_under(base, trial) for trial in found.trials]
+        best_extracted = found.best_extracted
+        assignments, compiles = found.assignments, found.compiles
+    return Mapped(
+        options=trials[0].options,
+        default=default.confirmed,
+        best=trials[0].confirmed or base.confirmed,
+        method=trials[0].method,
+        trials=(*trials, default),
+        extracted=session.extracted,
+        best_extracted=best_extracted,
+        assignments=evaluator.assignments + assignments,
+        compiles=evaluator.compiles + compiles,
+    )
+
+
+def _under(base: Trial, trial: Trial) -> Trial:
+    """A trial under the options of another, as one of the program itself."""
+    if not trial.options:
+        return base
+    options = tuple(sorted({**dict(base.options), **dict(trial.options)}.items()))
+    return dataclasses.replace(trial, options=options)
 
 
 def search(
     session: Session, budget: Budget, progress: Callable[[str], None] = lambda _: None
 ) -> Mapped:
-    """The same for a program that is open.
-
-    Raises:
-      MemoryPlannerError: the strategy is unknown.
-    """
-    if budget.strategy not in STRATEGIES:
-        raise CannotMapError(
-            f"strategy {budget.strategy!r} is none of {', '.join(sorted(STRATEGIES))}"
-        )
+    """The same for a program that is open."""
     assert session.default.confirmed is not None
     problem = session.extracted.problem
     progress(
@@ -167,9 +200,20 @@ def search(
         method=best.method,
         trials=tuple(ranked),
         extracted=session.extracted,
+        best_extracted=_explained_best(session, best),
         assignments=evaluator.assignments,
         compiles=evaluator.compiles,
     )
+
+
+def _explained_best(session: Session, best: Trial) -> Extracted | None:
+    """Under the options of the best trial."""
+    if best.options == session.default.options:
+        return session.extracted
+    try:
+        return explained(session.evaluator, dict(best.options))
+    except CannotMapError:
+        return None
 
 
 def confirmed_best(

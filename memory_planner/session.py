@@ -1,7 +1,7 @@
 """A program opened for mapping: its default, its problem, and how decisions reach its compiler."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import NOTHING_FAST, Compiler, CompilerFailure, Evaluator, Trial
 from memory_planner.extract import Extracted, extract
 from memory_planner.overrides import Prefetch, order_options
+from memory_planner.step_cycles import StepCycles
 from passes.hlo.errors import HloError
 from passes.hlo.machine import MachineModel
 from passes.hlo.parse import parse
@@ -23,6 +24,10 @@ _LEAST_CONTENTION = 0.001
 
 class CannotMapError(MemoryPlannerError):
     """This program or this compiler offers nothing to decide; the text says why."""
+
+
+class NoContentionError(CannotMapError):
+    """All that matters fits into fast memory: the compiler's own mapping cannot be bettered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,44 +87,58 @@ class ScreenScore:
         return np.array(scores, np.float64)
 
 
-def open_session(compiler: Compiler, machine: MachineModel) -> Session:
+def open_session(
+    compiler: Compiler, machine: MachineModel, progress: Callable[[str], None] = lambda _: None
+) -> Session:
     """Compile a program as it is, and without fast memory; read what its compiler decided.
 
+    Args:
+      compiler: of the program.
+      machine: one device of its target.
+      progress: called with a line of text now and then.
+
     Raises:
-      CannotMapError: the compiler does not explain itself in the way that is known, does not follow
-        the options, or the program has no contention for fast memory.
+      CannotMapError: the compiler does not explain itself in the way that is known.
+      NoContentionError: the program has no contention for fast memory.
       CompilerFailure: the program does not compile.
     """
-    evaluator = Evaluator(compiler, machine)
+    evaluator = Evaluator(compiler, machine, progress)
     default = evaluator.confirm(Trial((), "default"))
     if default.confirmed is None:
         raise CompilerFailure(default.problem)
     without = evaluator.confirm(Trial(tuple(sorted(NOTHING_FAST.items())), "without fast memory"))
-    text, log_text = compiler.assign({}, with_log=True)
-    try:
-        extracted = extract(parse(text), read_log(log_text), evaluator.table, machine)
-    except (AssignmentLogError, HloError) as error:
-        raise CannotMapError(f"{error}; the compiler's own mapping stays") from error
-    session = Session(
-        evaluator,
-        extracted,
-        evaluator.screen({}, "default") if default.confirmed is None else default,
-        without if without.confirmed is not None else None,
-    )
+    extracted = explained(evaluator, {})
+    session = Session(evaluator, extracted, default, None if without.confirmed is None else without)
     _check_contention(session)
     return session
 
 
+def explained(evaluator: Evaluator, options: Mapping[str, str]) -> Extracted:
+    """The problem and the compiler's mapping under some options, read from its own log.
+
+    Raises:
+      CannotMapError: the compiler does not explain itself in the way that is known.
+    """
+    try:
+        text, log_text = evaluator.compiler.assign(options, with_log=True)
+        return extract(parse(text), read_log(log_text), evaluator.table, evaluator.machine)
+    except (AssignmentLogError, CompilerFailure, HloError) as error:
+        raise CannotMapError(f"{error}; the compiler's own mapping stays") from error
+
+
 def _check_contention(session: Session) -> None:
     problem = session.extracted.problem
-    if not problem.buffers:
-        raise CannotMapError(f"{problem.name} has no buffers that could lie in fast memory")
+    if len(problem.buffers) < 2:
+        raise NoContentionError(
+            f"{problem.name} has {len(problem.buffers)} buffers that could lie in fast memory: "
+            "there is no order to choose"
+        )
     confirmed = session.default.confirmed
     assert confirmed is not None
     floor_ns = sum(min(o.floor_ns, o.slow_ns) * o.repeats for o in problem.operations)
     floor = floor_ns * session.evaluator.machine.clock_hz / 1e9
     if confirmed.total <= floor * (1 + _LEAST_CONTENTION):
-        raise CannotMapError(
+        raise NoContentionError(
             f"{problem.name} has no contention for fast memory: the compiler's own mapping takes "
             f"{confirmed.total:.0f} cycles, and nothing could take fewer than {floor:.0f}"
         )
@@ -128,14 +147,23 @@ def _check_contention(session: Session) -> None:
 def follows_options(session: Session) -> bool:
     """Whether the compiler heeds an order: the reverse of its own must change something.
 
-    A libtpu that has dropped the option would either refuse it or ignore it.
+    A libtpu that has dropped the option would either refuse it or ignore it. Where the reverse
+    costs as much, the compiler's log tells in which order it placed the buffers.
     """
     order = tuple(reversed(range(session.count)))
-    options: Mapping[str, str] = session.options(order, (0,) * session.count)
+    options = session.options(order, (0,) * session.count)
     trial = session.evaluator.screen(options, "probe")
     own = session.evaluator.screen({}, "default")
-    return trial.screened is not None and (
-        own.screened is None
-        or trial.screened.total != own.screened.total
-        or trial.screened.copied_bytes != own.screened.copied_bytes
-    )
+    if trial.screened is None:
+        return False
+    if own.screened is None or _differ(trial.screened, own.screened):
+        return True
+    try:
+        reverse = explained(session.evaluator, options)
+    except CannotMapError:
+        return False
+    return reverse.positions != session.extracted.positions
+
+
+def _differ(one: StepCycles, other: StepCycles) -> bool:
+    return (one.total, one.copied_bytes) != (other.total, other.copied_bytes)

@@ -1,7 +1,7 @@
 """A `CompileReport` for people: one HTML file, two side by side, and a text for the terminal.
 
 figures       the headline's numbers, each with its basis      formats, memory_kinds
-sections      headline, no_fit, memory, communication, roofline, schedule, sharding,
+sections      headline, no_fit, memory, memory_mapping, communication, roofline, schedule, sharding,
               predictions, provenance: a report's part -> text, tables and charts
 document      sections -> one HTML file without network        markup, charts, page.css, page.js
 """

@@ -8,6 +8,7 @@ from autoshard.html_report.communication import communication_section
 from autoshard.html_report.document import document
 from autoshard.html_report.headline import headline_section, title_of
 from autoshard.html_report.memory import memory_section
+from autoshard.html_report.memory_mapping import memory_mapping_section
 from autoshard.html_report.no_fit import no_fit_section
 from autoshard.html_report.passes_section import passes_section
 from autoshard.html_report.predictions import predictions_section
@@ -27,6 +28,7 @@ def page(report: CompileReport, folder: pathlib.Path) -> str:
         headline_section(report),
         no_fit_section(report),
         memory_section(report),
+        memory_mapping_section(report.plan, report.memory_pictures),
         communication_section(report),
         roofline_section(report),
         passes_section(report),

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoshard.compile_report import CompileReport
-from autoshard.explain import format_bytes
+from autoshard.explain import format_bytes, mapping_table
 from autoshard.html_report.communication import by_kind
 from autoshard.html_report.figures import headline
 from autoshard.html_report.formats import (
@@ -48,6 +48,8 @@ def summary(report: CompileReport, width: int = 140) -> str:
             console.print(f"  {number}. {remedy}")
     if report.comparisons:
         console.print(_comparisons(report))
+    if plan.memory_mapping is not None:
+        console.print(f"\n{mapping_table(plan.memory_mapping)}", soft_wrap=True)
     for one in plan.passes:
         console.print(f"pass {one}: {'; '.join(one.notes)}", soft_wrap=True)
     for note in plan.notes:

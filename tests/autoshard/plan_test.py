@@ -102,7 +102,7 @@ def test_equal_arrays_but_other_products_are_refused() -> None:
     [
         (lambda text: text[: len(text) // 2], "is not JSON"),
         (lambda text: "[]", "is not an autoshard plan"),
-        (lambda text: text.replace('"version": 4', '"version": 99'), "plan version 99"),
+        (lambda text: text.replace('"version": 5', '"version": 99'), "plan version 99"),
         (lambda text: text.replace('"compute"', '"compote"'), "damaged"),
         (lambda text: text.replace('"parameter"', '"perimeter"'), "damaged"),
         (lambda text: "\x00\xff", "is not JSON|cannot read"),

@@ -1,0 +1,92 @@
+"""What is learned of operations, how equal ones are recognised, and options for the compiler."""
+
+import pytest
+
+from memory_planner.cost_table import CostTable, operands_of_products
+from memory_planner.overrides import ORDER_OPTION, PREFETCH_OPTION, Prefetch, order_options
+from memory_planner.signature import placement, positions, signature
+from passes.hlo.module import HloModule
+from passes.hlo.parse import parse
+from tests.memory_planner import golden
+from tests.memory_planner.chain_compiler import program
+from tests.passes.hlo.texts import in_entry, machine_of, module_of
+
+
+def chain(*fast: str, with_cycles: bool = True) -> HloModule:
+    return parse(program(list(fast), with_cycles=with_cycles))
+
+
+def test_placement_and_signature_are_apart() -> None:
+    plain, fast = in_entry(chain(), "r.1"), in_entry(chain("v.1"), "r.1")
+    assert placement(*plain) == (False, False) and placement(*fast) == (True, False)
+    assert [number for number, _ in positions(*plain)] == [0, -1]
+    assert signature(*plain) == signature(*fast)
+    assert signature(*plain) != signature(*in_entry(chain(), "r.2"))
+    # Equal work under other names is equal.
+    assert signature(*in_entry(chain(), "v.0")) == signature(*in_entry(chain(), "v.3"))
+
+
+def test_other_shapes_are_other_work() -> None:
+    lines = "p = {0} parameter(0)\nx = {0} negate(p)"
+    small, large = (
+        module_of(lines.format(shape)) for shape in ("f32[8,128]{1,0}", "f32[8,256]{1,0}")
+    )
+    assert signature(*in_entry(small, "x")) != signature(*in_entry(large, "x"))
+
+
+def test_what_was_compiled_is_known_exactly() -> None:
+    table = CostTable(machine_of())
+    bare = chain("v.1", with_cycles=False)
+    assert table.cycles_of(*in_entry(bare, "r.1")) is None
+    table.learn(chain())
+    table.learn(chain("v.1"))
+    assert table.cycles_of(*in_entry(bare, "r.1")) == 8_000
+    assert table.cycles_of(*in_entry(chain(with_cycles=False), "r.1")) == 10_000
+    assert (table.hits, table.misses) == (2, 0)
+
+
+def test_what_was_not_is_between_floor_and_all_in_hbm() -> None:
+    table = CostTable(machine_of())
+    table.learn(chain())
+    guess = table.cycles_of(*in_entry(chain("v.1", with_cycles=False), "r.1"))
+    assert guess is not None and 0 <= guess < 10_000 and table.misses == 1
+    savings = table.savings(*in_entry(chain(), "r.1"))
+    assert savings.slow_cycles == 10_000
+    assert savings.cycles((False, False)) == 10_000
+    assert savings.cycles((True, True)) <= savings.cycles((True, False)) <= 10_000
+    # With one compilation more, the fit is nearer to it.
+    table.learn(chain("v.1"))
+    fitted = table.savings(*in_entry(chain(), "r.1"))
+    assert fitted.cycles((True, False)) == pytest.approx(8_000, rel=0.1)
+    assert savings.cycles((True, False)) != pytest.approx(8_000, rel=0.1)
+    assert fitted.cycles((False, False)) == 10_000
+
+
+def test_operands_of_products_are_found_behind_a_fusions_other_work() -> None:
+    module = golden.module("without")
+    entry = module.entry_computation
+    products = [i for i in entry.instructions if operands_of_products(module, i)]
+    assert len(products) >= 12
+    for i in products:
+        factors = operands_of_products(module, i)
+        # Two operands are multiplied; what is added after the product is none of them.
+        assert len(factors) == 2 and factors < frozenset(range(max(3, len(i.operands))))
+
+
+def test_orders_become_ascending_ranks_below_all_others() -> None:
+    options = order_options((("fusion.2", -1), ("while.1", 3)))
+    assert options == {
+        ORDER_OPTION: 'overrides { hlo_position_matcher { instruction_name_regex: "fusion\\\\.2" } '
+        "override_options { assign_value: -2 } } "
+        'overrides { hlo_position_matcher { instruction_name_regex: "while\\\\.1" '
+        "tuple_index { index: 3 } } override_options { assign_value: -1 } }"
+    }
+
+
+def test_prefetches_name_operands() -> None:
+    options = order_options((), (Prefetch("a-b", 1, 0.5),))
+    assert options == {
+        PREFETCH_OPTION: 'overrides { hlo_operand_filter { instruction_name_regex: "a\\\\-b" '
+        "operand_number: 1 } override_options { prefetch_eagerness: 0.5 } }"
+    }
+    assert order_options(()) == {}
