@@ -9,7 +9,7 @@ import functools
 
 from autoshard.layouts import Layout
 from autoshard.memory import MemoryEstimate, StateBytes, estimate_memory
-from autoshard.memory_buffers import Buffer, find_buffers
+from autoshard.memory_buffers import Buffer, find_buffers, fusion_habits_of
 from autoshard.memory_sizes import Sizes
 from autoshard.named_dims import Analysis
 from autoshard.predicted_collectives import (
@@ -102,7 +102,7 @@ class Costed:
     @functools.cached_property
     def buffers(self) -> tuple[Buffer, ...]:
         """What it holds in memory."""
-        return find_buffers(self.analysis, self.flow, makes_again=self.platform != "cpu")
+        return find_buffers(self.analysis, self.flow, fusion_habits_of(self.platform))
 
 
 def estimate(

@@ -88,23 +88,50 @@ _REDUCES = ("reduce_", "argm")
 _NONE: frozenset[int] = frozenset()
 
 
+@dataclasses.dataclass(frozen=True)
+class FusionHabits:
+    """What XLA's compilers fuse, and when they do what.
+
+    Attributes:
+      makes_again: an elementwise operation is fused into each of several that read its result; else
+        the result is written.
+      makes_operands: what a matrix product reads is computed inside it; else it is written where it
+        is defined, once for all products that read it.
+      puts_off: what makes a parameter's gradient before a loop of the backward pass is done after
+        it, and what it reads is held until then.
+    """
+
+    makes_again: bool = True
+    makes_operands: bool = True
+    puts_off: bool = False
+
+
+def fusion_habits_of(platform: str) -> FusionHabits:
+    """The habits of the compiler for `cpu`, `tpu` or `cuda`.
+
+    That for GPU hands products to kernels that read memory, and schedules from the end of the step.
+    """
+    if platform == "cuda":
+        return FusionHabits(makes_operands=False, puts_off=True)
+    return FusionHabits(makes_again=platform != "cpu")
+
+
 def find_buffers(
-    analysis: Analysis, flow: ProgramFlow, makes_again: bool = True
+    analysis: Analysis, flow: ProgramFlow, habits: FusionHabits | None = None
 ) -> tuple[Buffer, ...]:
     """The buffers of a (gradient or forward) program, in the order of their values' operations.
 
     Args:
       analysis: of the program.
       flow: of the program.
-      makes_again: whether the compiler fuses an elementwise operation into each of several that
-        read its result, as those for TPU and GPU do, or writes the result.
+      habits: of the compiler; those of the one for TPU where not given.
     """
-    return _Walk(analysis, flow, makes_again).run()
+    return _Walk(analysis, flow, habits or FusionHabits()).run()
 
 
 class _Walk:
-    def __init__(self, analysis: Analysis, flow: ProgramFlow, makes_again: bool) -> None:
-        self.makes_again = makes_again
+    def __init__(self, analysis: Analysis, flow: ProgramFlow, habits: FusionHabits) -> None:
+        self.habits = habits
         self.graph = analysis.graph
         self.sources = analysis.sources
         self.flow = flow
@@ -191,7 +218,8 @@ class _Walk:
             op = self.graph.ops[self.defined[value]]
             if op.primitive == graphs.SCAN_YS:
                 return Buffer(value, begin, end, Kind.GRADIENT_STACK, position)
-            return Buffer(value, min(self._after(begin), end), end, Kind.GRADIENT, position)
+            made = max(self._after(begin), self._done(begin, op))
+            return Buffer(value, min(made, end), end, Kind.GRADIENT, position)
         position = self.parameter[value]
         kind = Kind.PARAMETER if position >= 0 else Kind.ACTIVATION
         return Buffer(value, begin, end, kind, position)
@@ -309,7 +337,7 @@ class _Walk:
         if op.primitive in VIEWS and len(op.inputs) == 1:
             self.parameter[result] = self.parameter[op.inputs[0]]
         shared = len(self.users[result]) > 1 and bool(self.made_of[result])
-        if op.primitive not in _VIEWS and shared and not self.makes_again:
+        if op.primitive not in _VIEWS and shared and not self.habits.makes_again:
             written = True
         elif op.primitive in _SUMS and shared:
             written = self._joins(op)
@@ -342,20 +370,35 @@ class _Walk:
         return count
 
     def _writes(self, index: int, op: Op) -> None:
-        if op.primitive not in _PRODUCTS and not op.primitive.startswith(_REDUCES):
+        if not self._made_inside(op):
             for value in op.inputs:
                 if self.computed[value] and self.made_of[value]:
                     self._read([value], self.defined[value])
                     self._hold(value, self.defined[value])
-        self._read(op.inputs, index)
+        self._read(op.inputs, self._done(index, op))
         if op.primitive in _PRODUCTS:
             self.products.append(index)
             self.of_product.update(op.outputs)
             for value in op.inputs:
-                if self.costly[value]:
+                if self.costly[value] and self._made_inside(op):
                     self.operands.setdefault(value, []).append(index)
         for value in op.outputs:
             self._written(value, index, [])
+
+    def _made_inside(self, op: Op) -> bool:
+        """Whether what an operation reads is computed inside it, not written before."""
+        if op.primitive == "dot_general":
+            return self.habits.makes_operands
+        return op.primitive in _PRODUCTS or op.primitive.startswith(_REDUCES)
+
+    def _done(self, index: int, op: Op) -> int:
+        """When an operation is done: after the loops behind it, where it is put off."""
+        gradient = any(value in self.flow.gradient_of for value in op.outputs)
+        loops = self.graph.loops
+        inside = any(loop.begin <= index < loop.end for loop in loops)
+        if inside or not (self.habits.puts_off and gradient):
+            return index
+        return max([index, *(loop.end for loop in loops if loop.begin > index)])
 
     def _written(self, value: int, index: int, read: list[int]) -> None:
         """A result that is written at `index`, unless the one operation that reads it goes on.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from autoshard.memory_buffers import Buffer, Kind, find_buffers
+from autoshard.memory_buffers import Buffer, FusionHabits, Kind, find_buffers, fusion_habits_of
 from autoshard.named_dims import Analysis, analyse
 from autoshard.program_flow import program_flow
 from autoshard.trace import gradient_program, trace_function
@@ -189,11 +189,59 @@ def test_a_compiler_that_makes_nothing_again_writes_what_is_shared() -> None:
     analysis = analysed(loss, spec(8, 32), spec(ROWS, 8), gradient=False)
     flow = program_flow(analysis)
     again, written = (
-        [b for b in find_buffers(analysis, flow, makes_again) if b.kind is Kind.ACTIVATION]
+        [
+            b
+            for b in find_buffers(analysis, flow, FusionHabits(makes_again))
+            if b.kind is Kind.ACTIVATION
+        ]
         for makes_again in (True, False)
     )
     assert sum(analysis.graph.shape(b.value) == (ROWS, 32) for b in again) == 1
     assert sum(analysis.graph.shape(b.value) == (ROWS, 32) for b in written) == 2
+
+
+def test_operands_are_written_once_for_kernels_that_read_memory() -> None:
+    """The weights of a softmax, say: on TPU made inside the products, on GPU held between them."""
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        product = x @ w
+        hidden = jnp.exp(product)
+        return (hidden @ w @ hidden.T).sum() + product.max()
+
+    analysis = analysed(loss, spec(8, 8), spec(ROWS, 8), gradient=False)
+    ops, flow = analysis.graph.ops, program_flow(analysis)
+    made = next(index for index, op in enumerate(ops) if op.primitive == "exp")
+    last = max(index for index, op in enumerate(ops) if op.primitive == "dot_general")
+    hidden = ops[made].outputs[0]
+    on_gpu, on_tpu = (
+        [
+            (b.begin, b.end)
+            for b in find_buffers(analysis, flow, fusion_habits_of(platform))
+            if b.value == hidden
+        ]
+        for platform in ("cuda", "tpu")
+    )
+    assert on_gpu == [(made, last)]
+    assert on_tpu == [(made + 1, made + 1)]  # its transpose is made from the product, too
+
+
+@pytest.mark.parametrize(("platform", "held"), [("tpu", False), ("cuda", True)])
+def test_gradients_before_the_backward_loop_are_put_off_on_gpus(platform: str, held: bool) -> None:
+    """The head's gradient is made of the loop's result and the cotangent: both wait, or neither."""
+    again = jax.checkpoint(layer, prevent_cse=False)
+
+    def loss(weights: jax.Array, head: jax.Array, x: jax.Array) -> jax.Array:
+        x = jax.lax.scan(lambda x, w: (again(x, w), None), x, weights)[0]
+        return jnp.square(x @ head).sum()
+
+    arguments = (spec(LAYERS, WIDTH, WIDTH), spec(WIDTH, 64), spec(ROWS, WIDTH))
+    analysis = analysed(loss, *arguments)
+    backward = max(analysis.graph.loops, key=lambda loop: loop.begin)
+    found = find_buffers(analysis, program_flow(analysis), fusion_habits_of(platform))
+    logits = [b for b in found if analysis.graph.shape(b.value) == (ROWS, 64)]
+    assert any(b.end >= backward.end for b in logits) == held
+    gradient = next(b for b in found if b.kind is Kind.GRADIENT and b.position == 1)
+    assert (gradient.begin >= backward.end) == held
 
 
 def test_dead_code_holds_nothing() -> None:
