@@ -165,12 +165,7 @@ def test_what_cannot_be_mapped_stays_as_it_is_and_says_why(
 
 
 def test_no_contention_is_noted_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    Stage(monkeypatch, ChainCompiler())
-
-    def none(*_: Any) -> Any:
-        return map_memory(ChainCompiler(), machine_of(hbm_bytes_per_s=1e15), BUDGET)
-
-    monkeypatch.setattr(planned_mapping, "map_memory", none)
+    Stage(monkeypatch, ChainCompiler(capacity=4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan, _, _ = settle(synthetic_report.tiny_plan(), BUDGET)
