@@ -1,7 +1,8 @@
 """Find a better mapping of a program's buffers than its compiler's own, or keep that.
 
 open      compile it as it is and without fast memory; extract the problem
-sweep     compile it under a few options for the whole program; go on from the best
+sweep     compile it under a few options for the whole program; where one of them is better, half of
+          the budget goes to a search under it
 propose   a strategy screens orders on the compiler, stopped after buffer assignment
 confirm   the best are compiled wholly; what they teach re-ranks the others
 choose    the best of what was confirmed, the compiler's own included: never worse than default
@@ -129,12 +130,37 @@ def map_memory(
     if base is session.default:
         found = search(session, budget, progress)
     else:
-        found = _search_under(session, base, budget, progress)
+        half = _half(budget)
+        own = search(session, half, progress)
+        found = _better(own, _search_under(session, base, half, progress))
     others = [t for t in swept if t is not base]
     return dataclasses.replace(
         found,
         trials=tuple(sorted([*found.trials, *others], key=_rank)),
         compiles=found.compiles + sweeper.compiles,
+    )
+
+
+def _half(budget: Budget) -> Budget:
+    """For each of two searches."""
+    seconds = budget.play_seconds
+    return dataclasses.replace(
+        budget,
+        assignments=max(1, budget.assignments // 2),
+        compiles=max(1, budget.compiles // 2),
+        play_seconds=None if seconds is None else seconds / 2,
+    )
+
+
+def _better(own: Mapped, under: Mapped) -> Mapped:
+    """Of a search without whole-program options and the one that followed it with some."""
+    best = own if own.best.total < under.best.total else under
+    trials = {t.options: t for t in [*under.trials, *own.trials]}
+    return dataclasses.replace(
+        best,
+        trials=tuple(sorted(trials.values(), key=_rank)),
+        assignments=under.assignments,
+        compiles=under.compiles,
     )
 
 

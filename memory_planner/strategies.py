@@ -97,8 +97,10 @@ def evolution(session: Session, settings: Settings) -> list[Trial]:
 
 def alphazero(session: Session, settings: Settings) -> list[Trial]:
     """Gumbel AlphaZero on the order game, from the network that is shipped, then small changes."""
-    network = order_network()
-    agent = AlphaZero(OrderGame(), network.config, SearchSettings())
+    network, game = order_network(), OrderGame()
+    padded = pad(session.extracted.problem)
+    network.check_fits(game.observe(padded, game.reset(padded)))
+    agent = AlphaZero(game, network.config, SearchSettings())
     return _played(session, settings, "alphazero", agent, network.params)
 
 
