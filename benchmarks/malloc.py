@@ -30,6 +30,7 @@ from autoshard.topology import Topology
 from benchmarks.malloc_programs import CHIPS, PROGRAMS, Program
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.mapper import Budget, confirmed_best, map_memory
+from memory_planner.replay import replay
 from memory_planner.session import Session, open_session
 from memory_planner.strategies import STRATEGIES, Settings
 from memory_planner.whole_program import OPTIONS, SWEEP, sweep
@@ -95,6 +96,19 @@ class Remembering:
     def compile(self, options: Mapping[str, str]) -> str:
         """See `memory_planner.evaluation.Compiler`."""
         return self.compiler.compile(options)
+
+
+def opened(session: Session, name: str) -> str:
+    """What there is to decide, and the compiler's own mapping in our game beside its schedule."""
+    problem, default = session.extracted.problem, session.default.confirmed
+    assert default is not None
+    replayed = replay(problem, session.extracted.mapping).total_ns
+    cycles = replayed * session.evaluator.machine.clock_hz / 1e9
+    return (
+        f"{name}: {len(problem.buffers)} buffers, {problem.use_count} uses, default "
+        f"{default.cycles / 1e6:.3f} M cycles + {default.stall_cycles / 1e6:.3f} M stalls; replayed "
+        f"in the game {cycles / default.total - 1:+.2%} (bar 2%)"
+    )
 
 
 def measure(session: Session, name: str, method: str, arguments: argparse.Namespace) -> Result:
@@ -166,6 +180,8 @@ def run(program: Program, chip: str, arguments: argparse.Namespace) -> list[Resu
             except MemoryPlannerError as error:
                 print(f"{name}: {error}", flush=True)
                 return []
+            if method == missing[0]:
+                print(opened(session, name), flush=True)
             result = measure(session, name, method, arguments)
             RESULTS.parent.mkdir(parents=True, exist_ok=True)
             with RESULTS.open("a") as file:
