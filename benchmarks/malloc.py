@@ -106,8 +106,8 @@ def opened(session: Session, name: str) -> str:
     cycles = replayed * session.evaluator.machine.clock_hz / 1e9
     return (
         f"{name}: {len(problem.buffers)} buffers, {problem.use_count} uses, default "
-        f"{default.cycles / 1e6:.3f} M cycles + {default.stall_cycles / 1e6:.3f} M stalls; replayed "
-        f"in the game {cycles / default.total - 1:+.2%} (bar 2%)"
+        f"{default.cycles / 1e6:.3f} M cycles + {default.stall_cycles / 1e6:.3f} M stalls; "
+        f"replayed in the game {cycles / default.total - 1:+.2%} (bar 2%)"
     )
 
 

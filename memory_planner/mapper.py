@@ -245,14 +245,23 @@ def _explained_best(session: Session, best: Trial) -> Extracted | None:
 def confirmed_best(
     session: Session, trials: list[Trial], compiles: int, progress: Callable[[str], None]
 ) -> list[Trial]:
-    """Compile the most promising, one after the other; each teaches what the next is."""
+    """Compile the most promising, one after the other; each teaches what the next is.
+
+    The first is compiled even where it promises nothing: screening does not believe in what no
+    compilation has shown, so that without one that differs from the default nothing would ever be.
+    """
+    assert session.default.confirmed is not None
+    own = session.default.confirmed.total
     trials = list({t.options: t for t in trials}.values())
-    for _ in range(compiles):
+    for turn in range(compiles):
         trials = [session.evaluator.reconsidered(t) for t in trials]
         open_ones = [
             n
             for n, t in enumerate(trials)
-            if t.confirmed is None and t.screened is not None and not t.problem
+            if t.confirmed is None
+            and t.screened is not None
+            and t.screened.total != own
+            and not t.problem
         ]
         if not open_ones:
             break
@@ -260,7 +269,7 @@ def confirmed_best(
         best = min(
             (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
         )
-        if _screened(trials[n]) >= best:
+        if turn and _screened(trials[n]) >= best:
             break  # nothing that is left promises more than what is in hand
         trials[n] = session.evaluator.confirm(trials[n])
         progress(_confirmation(session, trials[n]))
