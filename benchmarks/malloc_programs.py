@@ -102,7 +102,7 @@ def decode_step(model: str, batch: int, capacity: int, **overrides: Any) -> Call
             batch_size=batch, prompt_len=capacity // 2, capacity=capacity
         )
         compiled: Any = autoshard.compile(
-            spec.build(), topology, task="decode", inference=shape, rules="data"
+            spec.build(), topology, task="decode", batch=shape, rules="data"
         )
         return compiled.lower()
 
