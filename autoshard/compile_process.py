@@ -5,13 +5,14 @@ into a folder that goes with the processes, so that nothing is left on the disk.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -41,21 +42,9 @@ def compile_isolated(
     Raises:
       CompileError: it could not start, the time is up, or it ended without a reply.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            answer = stack.enter_context(tempfile.TemporaryFile())
-            said = stack.enter_context(tempfile.TemporaryFile())
-            dump = tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True)
-            process = _start(request, answer, said, stack.enter_context(dump))
-        except OSError as error:
-            raise CompileError(
-                f"cannot start a process to compile for {request.topology}: {error}. It needs some "
-                f"memory, and some disk under {tempfile.gettempdir()} (TMPDIR names another place)"
-            ) from error
-        try:
-            _wait(process, request.topology, timeout_s, progress)
-        finally:
-            _end(process)
+    with _running(request) as run:
+        process, answer, said = run.process, run.answer, run.said
+        _wait(process, request.topology, timeout_s, progress)
         if process.returncode:
             raise CompileError(_epitaph(request.topology, process.returncode, said))
         answer.seek(0)
@@ -89,22 +78,51 @@ def compile_until(
     Raises:
       CompileError: the time is up, or the process ended with nothing found.
     """
+    with _running(request, environment) as run:
+        found = _look(run.process, run.dump, look, time.monotonic() + timeout_s)
+        if found is None:
+            status = run.process.poll()
+            raise CompileError(_early_end(request.topology, status, run.answer, run.said))
+        _end(run.process)
+        run.said.seek(0)
+        return found, run.said.read().decode(errors="replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A process that compiles, and the files that it writes to."""
+
+    process: subprocess.Popen[bytes]
+    answer: IO[bytes]
+    said: IO[bytes]
+    dump: Path
+
+
+@contextlib.contextmanager
+def _running(
+    request: CompileRequest, environment: Mapping[str, str] | None = None
+) -> Iterator[_Run]:
+    """The process that compiles a request; gone, with its files, behind the block.
+
+    Raises:
+      CompileError: it could not start.
+    """
     with contextlib.ExitStack() as stack:
-        answer = stack.enter_context(tempfile.TemporaryFile())
-        said = stack.enter_context(tempfile.TemporaryFile())
-        dump = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True)
-        )
-        process = _start(request, answer, said, dump, environment)
         try:
-            found = _look(process, Path(dump), look, time.monotonic() + timeout_s)
-            status = process.poll()
+            answer = stack.enter_context(tempfile.TemporaryFile())
+            said = stack.enter_context(tempfile.TemporaryFile())
+            folder = tempfile.TemporaryDirectory(prefix="autoshard-", ignore_cleanup_errors=True)
+            dump = stack.enter_context(folder)
+            process = _start(request, answer, said, dump, environment or {})
+        except OSError as error:
+            raise CompileError(
+                f"cannot start a process to compile for {request.topology}: {error}. It needs some "
+                f"memory, and some disk under {tempfile.gettempdir()} (TMPDIR names another place)"
+            ) from error
+        try:
+            yield _Run(process, answer, said, Path(dump))
         finally:
             _end(process)
-        if found is None:
-            raise CompileError(_early_end(request.topology, status, answer, said))
-        said.seek(0)
-        return found, said.read().decode(errors="replace")
 
 
 def _look(
@@ -122,8 +140,8 @@ def _early_end(topology: str, status: int | None, answer: IO[bytes], said: IO[by
     """Why a compilation showed nothing: its own error, a crash, or the time (no status yet)."""
     if status is None:
         return (
-            f"compiling for {topology} was ended before the compiler had assigned memory: give it "
-            "more time, or check with isolate=False what it says"
+            f"compiling for {topology} was ended before it showed what was looked for: give it "
+            "more time (timeout_s)"
         )
     if status:
         return _epitaph(topology, status, said)
@@ -143,7 +161,7 @@ def _start(
     answer: IO[bytes],
     said: IO[bytes],
     dump: str,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as question:
         question.write(request.to_bytes())
@@ -155,7 +173,7 @@ def _start(
             stdout=said,
             stderr=said,
             pass_fds=(answer.fileno(),),
-            env={**_environment(), **(environment or {})},
+            env={**_environment(), **environment},
             start_new_session=True,
         )
 

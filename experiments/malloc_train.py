@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.flag_fields import ConfigError, FlagFields, define_flags, from_flags, option
 from experiments.interrupts import stop_on_signals
+from experiments.quiet import quieted
 from memory_planner.agents.alphazero import AlphaZero, SearchSettings
 from memory_planner.agents.learner import Learner, LearningSettings
 from memory_planner.agents.network import NetworkConfig
@@ -145,13 +146,6 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     return 0
 
 
-def quiet_main(argv: Sequence[str]) -> int:
-    """`main` without Orbax's informative logging."""
-    if not any(argument.lstrip("-").startswith(("v=", "verbosity")) for argument in sys.argv[1:]):
-        logging.set_verbosity(logging.WARNING)
-    return main(argv)
-
-
 if __name__ == "__main__":
     define_flags(MallocTrainConfig)
-    app.run(quiet_main)
+    app.run(quieted(main))

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 import autoshard
 import models
@@ -38,6 +38,7 @@ from experiments.metrics import CURVE, MetricsWriter, draw_loss_curve
 from experiments.model_settings import batch_specs, model_spec, pass_checks
 from experiments.optimizer import make_optimizer
 from experiments.progress import make_reporter
+from experiments.quiet import quieted
 from experiments.resume import open_checkpoints, start_state
 from experiments.train_loop import DivergedError, Ending, Outcome, Run, train
 
@@ -167,14 +168,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     return 0
 
 
-def quiet_main(argv: Sequence[str]) -> int:
-    """`main` without the libraries' informative logging, of which Orbax has a page a checkpoint."""
-    if not any(argument.lstrip("-").startswith(("v=", "verbosity")) for argument in sys.argv[1:]):
-        logging.set_verbosity(logging.WARNING)
-    return main(argv)
-
-
 if __name__ == "__main__":
     define_flags(TrainConfig)
     flags.adopt_module_key_flags(flag_fields)  # So that --help shows them.
-    app.run(quiet_main)
+    app.run(quieted(main))

@@ -15,14 +15,10 @@ from passes.hlo.errors import HloError
 from passes.hlo.loops import trip_count
 from passes.hlo.machine import MachineModel
 from passes.hlo.module import Computation, HloModule, Instruction
-from passes.hlo.opcodes import FREE
+from passes.hlo.opcodes import COPY_STARTS, FREE
 from passes.hlo.operation_time import operation_time
-from passes.hlo.shapes import HOST_SPACE, arrays
-from passes.hlo.traffic import hbm_traffic
+from passes.hlo.traffic import copied, hbm_traffic
 
-COPY_STARTS = frozenset(
-    ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
-)
 _MAX_DEPTH = 24
 # A copy that the previous step has begun already: it is there when the step starts.
 _CROSS_PROGRAM = "cross_program_prefetch_index"
@@ -184,11 +180,9 @@ class _Walker:
     def _start(self, c: Computation, i: Instruction, queue: _Queue, tally: _Tally) -> None:
         if _CROSS_PROGRAM in i.attributes:
             return
-        shapes = [a for a in arrays(i.shape) if a.dims]
-        operand = self.module.shape_of(c, i.operands[0]) if i.operands else i.shape
-        if any(a.space == HOST_SPACE for a in (*shapes, *arrays(operand))):
+        size, to_or_from_host = copied(self.module, c, i)
+        if to_or_from_host:
             return
-        size = min((a.padded_bytes for a in shapes), default=0)
         queue.entries.append((i.name, size / self.bytes_per_cycle))
         tally.copied += size
 

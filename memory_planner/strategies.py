@@ -20,7 +20,7 @@ from memory_planner.agents.network import NetworkConfig
 from memory_planner.agents.stored_network import order_network
 from memory_planner.evaluation import Trial
 from memory_planner.games.order import OrderGame
-from memory_planner.padding import pad
+from memory_planner.padding import PaddedProblem, pad
 from memory_planner.session import Session
 
 # Of the compilations that an agent may ask for, those that go to its own games; the rest improves
@@ -101,13 +101,13 @@ def alphazero(session: Session, settings: Settings) -> list[Trial]:
     padded = pad(session.extracted.problem)
     network.check_fits(game.observe(padded, game.reset(padded)))
     agent = AlphaZero(game, network.config, SearchSettings())
-    return _played(session, settings, "alphazero", agent, network.params)
+    return _played(session, settings, "alphazero", agent, padded, network.params)
 
 
 def muzero(session: Session, settings: Settings) -> list[Trial]:
     """The same with a learned model of the game, from nothing: the ablation."""
     agent = MuZero(OrderGame(), NetworkConfig(), SearchSettings())
-    return _played(session, settings, "muzero", agent, None)
+    return _played(session, settings, "muzero", agent, pad(session.extracted.problem), None)
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -121,9 +121,13 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def _played(
-    session: Session, settings: Settings, method: str, agent: AlphaZero | MuZero, params: object
+    session: Session,
+    settings: Settings,
+    method: str,
+    agent: AlphaZero | MuZero,
+    padded: PaddedProblem,
+    params: object,
 ) -> list[Trial]:
-    padded = pad(session.extracted.problem)
     play = PlaySettings(
         episodes=settings.episodes, seconds=settings.seconds, keep=4 * settings.assignments
     )

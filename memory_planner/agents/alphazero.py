@@ -34,6 +34,29 @@ class SearchSettings:
     simulations: int = 16
     considered: int = 8
 
+    def choice(
+        self,
+        params: Any,
+        key: jax.Array,
+        root: mctx.RootFnOutput,
+        recurrent: mctx.RecurrentFn,
+        position: Position,
+        temperature: jax.Array,
+    ) -> Choice:
+        """Searches from a root for each lane; `temperature` is [lanes], of the Gumbel noise."""
+        output = mctx.gumbel_muzero_policy(
+            params,
+            key,
+            root,
+            recurrent,
+            num_simulations=self.simulations,
+            invalid_actions=~position.legal,
+            max_num_considered_actions=self.considered,
+            gumbel_scale=temperature[:, None],
+        )
+        found = output.search_tree.summary().value
+        return Choice(output.action.astype(jnp.int32), output.action_weights, found)
+
 
 @dataclasses.dataclass(frozen=True)
 class AlphaZero:
@@ -63,18 +86,8 @@ class AlphaZero:
         root = mctx.RootFnOutput(
             prior_logits=logits, value=value, embedding=(position.states, position.done)
         )
-        output = mctx.gumbel_muzero_policy(
-            (params, position.problems, position.scale_ns),
-            key,
-            root,
-            self._recurrent,
-            num_simulations=self.search.simulations,
-            invalid_actions=~position.legal,
-            max_num_considered_actions=self.search.considered,
-            gumbel_scale=temperature[:, None],
-        )
-        found = output.search_tree.summary().value
-        return Choice(output.action.astype(jnp.int32), output.action_weights, found)
+        known = (params, position.problems, position.scale_ns)
+        return self.search.choice(known, key, root, self._recurrent, position, temperature)
 
     def samples(self, record: Record) -> Mapping[str, Any]:
         """One sample for each move that was played."""

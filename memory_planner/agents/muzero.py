@@ -56,18 +56,7 @@ class MuZero:
             value=value,
             embedding=(states, observation.mask),
         )
-        output = mctx.gumbel_muzero_policy(
-            params,
-            key,
-            root,
-            self._recurrent,
-            num_simulations=self.search.simulations,
-            invalid_actions=~position.legal,
-            max_num_considered_actions=self.search.considered,
-            gumbel_scale=temperature[:, None],
-        )
-        found = output.search_tree.summary().value
-        return Choice(output.action.astype(jnp.int32), output.action_weights, found)
+        return self.search.choice(params, key, root, self._recurrent, position, temperature)
 
     def samples(self, record: Record) -> Mapping[str, Any]:
         """One sample for each move that was played, with the `unroll` moves after it.

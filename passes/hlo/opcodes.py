@@ -24,6 +24,11 @@ ASYNC_DONE = {
     "recv": "recv-done",
 }
 
+# Begin a copy within the device, or between it and its host.
+COPY_STARTS = frozenset(
+    ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
+)
+
 # No work of their own: views, bookkeeping, and what the schedule's neighbours stand for.
 FREE = frozenset(
     """parameter constant tuple get-tuple-element bitcast bitcast-convert after-all add-dependency

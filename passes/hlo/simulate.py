@@ -15,16 +15,14 @@ from passes.hlo.errors import HloError
 from passes.hlo.loops import trip_count
 from passes.hlo.machine import MachineModel
 from passes.hlo.module import Computation, HloModule, Instruction
+from passes.hlo.opcodes import COPY_STARTS
 from passes.hlo.operation_time import OperationTime, operation_time
-from passes.hlo.shapes import HOST_SPACE, arrays
 from passes.hlo.timeline import Basis
+from passes.hlo.traffic import copied
 
 COMPUTE, COPIES, HOST = "compute", "HBM copies", "host link"
 _MAX_DEPTH = 24
 _MOST_INSTRUCTIONS = 2_000_000
-_COPY_STARTS = frozenset(
-    ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +155,7 @@ class _Walker:
             self.simulator.unmodelled[problem[:80]] += 1
         elif collective is not None:
             self._collective(i, collective)
-        elif i.opcode in _COPY_STARTS:
+        elif i.opcode in COPY_STARTS:
             self._copy(i)
         elif i.opcode.endswith("-done"):
             self._wait(i.operands[0] if i.operands else "")
@@ -209,10 +207,7 @@ class _Walker:
         )
 
     def _copy(self, i: Instruction) -> None:
-        shapes = [a for a in arrays(i.shape) if a.dims]
-        operand = self.module.shape_of(self.computation, i.operands[0]) if i.operands else i.shape
-        size = min((a.padded_bytes for a in shapes), default=0)
-        host = any(a.space == HOST_SPACE for a in (*shapes, *arrays(operand)))
+        size, host = copied(self.module, self.computation, i)
         rate = self.machine.host_bytes_per_s if host else self.machine.hbm_bytes_per_s
         stream = HOST if host else COPIES
         seconds = size / rate

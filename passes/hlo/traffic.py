@@ -5,7 +5,7 @@ into an operand in place writes the slice only. What lies in VMEM or with the ho
 """
 
 from passes.hlo.module import Computation, HloModule, Instruction
-from passes.hlo.shapes import Array, Shape, arrays
+from passes.hlo.shapes import HOST_SPACE, Array, Shape, arrays
 
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 _VIEWS = frozenset(("bitcast", "reshape", "get-tuple-element", "tuple"))
@@ -15,6 +15,14 @@ _MAX_VIEWS = 64
 def hbm_bytes(shape: Shape) -> int:
     """Bytes of the arrays of a shape that lie in HBM."""
     return sum(array.padded_bytes for array in arrays(shape) if array.space == 0)
+
+
+def copied(module: HloModule, c: Computation, i: Instruction) -> tuple[int, bool]:
+    """Bytes that an instruction of `opcodes.COPY_STARTS` moves, and whether to or from the host."""
+    shapes = [a for a in arrays(i.shape) if a.dims]
+    operand = module.shape_of(c, i.operands[0]) if i.operands else i.shape
+    size = min((a.padded_bytes for a in shapes), default=0)
+    return size, any(a.space == HOST_SPACE for a in (*shapes, *arrays(operand)))
 
 
 def hbm_traffic(module: HloModule, c: Computation, i: Instruction) -> float:
