@@ -1,6 +1,7 @@
 """What leaves the house: the wheel, and pins that keep the promises of pyproject.toml."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -127,3 +128,14 @@ def test_pins_are_closed() -> None:
 def test_test_pins_build_on_run_pins() -> None:
     assert "-r requirements.txt" in (ROOT / "requirements-test.txt").read_text().splitlines()
     assert not pins("requirements.txt").keys() & pins("requirements-test.txt").keys()
+
+
+def test_importing_starts_no_backend() -> None:
+    """`jax.distributed.initialize` must come before a backend, and after a user's imports."""
+    imports = "import autoshard, memory_planner, models, passes, memory_planner.offsets"
+    imports += ", autoshard.memory_mapping, memory_planner.agents.muzero"
+    # JAX raises for a platform that does not exist, once something needs one.
+    environment = os.environ | {"JAX_PLATFORMS": "nosuch"}
+    command = [sys.executable, "-c", imports]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
