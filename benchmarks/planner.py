@@ -3,7 +3,7 @@
   make bench-planner       (or: python -m benchmarks.planner [--cells=SUBSTRING] [--again])
 
 18 cells: nine models on two machines each. Columns: data parallelism; ZeRO-3; Redco's rules on an
-axis of 8; the best of fully sharded times tensor parallelism of 1, 2, 4 and 8 ("expert"); and the
+axis of 8; fully sharded times tensor parallelism of 2, 4 and 8 (with 1 it is ZeRO-3); and the
 planner's search, which chooses mesh, layout, microbatches and what is saved. All others keep the
 model's own rematerialisation. Every layout is compiled by the target's compiler; its step time is
 simulated from the schedule, nothing was run. What the metric leaves out: input pipeline and
