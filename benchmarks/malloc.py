@@ -30,7 +30,7 @@ from autoshard.topology import Topology
 from benchmarks.malloc_programs import CHIPS, PROGRAMS, Program
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import Evaluator
-from memory_planner.mapper import Budget, confirmed_best, map_memory
+from memory_planner.mapper import Budget, map_memory, proposed
 from memory_planner.replay import replay
 from memory_planner.session import Session, open_session
 from memory_planner.strategies import STRATEGIES, Settings
@@ -128,11 +128,11 @@ def measure(session: Session, name: str, method: str, arguments: argparse.Namesp
         trials, screened, compiled = [*found.trials], found.assignments, found.compiles
     else:
         settings = Settings(
-            arguments.assignments, arguments.episodes, arguments.play_seconds, arguments.seed
-        )
-        trials = STRATEGIES[method](session, settings)
+            arguments.assignments, arguments.compiles, arguments.episodes, arguments.play_seconds,
+            arguments.seed,
+        )  # fmt: skip
+        trials = proposed(session, method, settings, lambda _: None)
         screened = len({t.options for t in trials})
-        trials = confirmed_best(session, trials, arguments.compiles, lambda _: None)
         compiled = session.evaluator.compiles - before
     default = session.default.confirmed
     assert default is not None

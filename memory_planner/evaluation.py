@@ -109,9 +109,10 @@ class Evaluator:
         """The same trial with what the table has learned since."""
         module = self._assigned.get(trial.options)
         confirmed = self._compiled.get(trial.options)
-        trial = dataclasses.replace(
-            trial, confirmed=confirmed if isinstance(confirmed, StepCycles) else trial.confirmed
-        )
+        if isinstance(confirmed, str):
+            trial = dataclasses.replace(trial, problem=confirmed)
+        elif confirmed is not None:
+            trial = dataclasses.replace(trial, confirmed=confirmed)
         if module is None or isinstance(module, str):
             return dataclasses.replace(trial, problem=module or trial.problem)
         screened = step_cycles(module, self.machine, self.table.cycles_of)

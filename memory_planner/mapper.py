@@ -212,9 +212,10 @@ def search(
         f"{len(problem.buffers)} buffers with {problem.use_count} uses, default "
         f"{session.default.confirmed.total:.0f} cycles; {budget.strategy} proposes"
     )
-    settings = Settings(budget.assignments, budget.episodes, budget.play_seconds, budget.seed)
-    trials = STRATEGIES[budget.strategy](session, settings)
-    trials = confirmed_best(session, trials, budget.compiles, progress)
+    settings = Settings(
+        budget.assignments, budget.compiles, budget.episodes, budget.play_seconds, budget.seed
+    )
+    trials = proposed(session, budget.strategy, settings, progress)
     ranked = sorted([session.default, *trials], key=_rank)
     best = ranked[0]
     assert best.confirmed is not None
@@ -242,17 +243,29 @@ def _explained_best(session: Session, best: Trial) -> Extracted | None:
         return None
 
 
+def proposed(
+    session: Session, strategy: str, settings: Settings, progress: Callable[[str], None]
+) -> list[Trial]:
+    """What a strategy finds, the best of it compiled with what the strategy leaves of compiles."""
+    before = session.evaluator.compiles
+    trials = STRATEGIES[strategy](session, settings)
+    left = settings.compiles - (session.evaluator.compiles - before)
+    return confirmed_best(session, trials, left, progress)
+
+
 def confirmed_best(
     session: Session, trials: list[Trial], compiles: int, progress: Callable[[str], None]
 ) -> list[Trial]:
     """Compile the most promising, one after the other; each teaches what the next is.
 
-    The first is compiled even where it promises nothing: screening does not believe in what no
-    compilation has shown, so that without one that differs from the default nothing would ever be.
+    Where none was compiled yet the first is even if it promises nothing: screening does not believe
+    in what no compilation has shown, so that without one that differs from the default nothing ever
+    would be.
     """
     assert session.default.confirmed is not None
     own = session.default.confirmed.total
-    trials = list({t.options: t for t in trials}.values())
+    trials = [session.evaluator.reconsidered(t) for t in {t.options: t for t in trials}.values()]
+    is_first = not any(t.confirmed and t.options for t in trials)
     for turn in range(compiles):
         trials = [session.evaluator.reconsidered(t) for t in trials]
         open_ones = [
@@ -269,7 +282,7 @@ def confirmed_best(
         best = min(
             (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
         )
-        if turn and _screened(trials[n]) >= best:
+        if not (is_first and turn == 0) and _screened(trials[n]) >= best:
             break  # nothing that is left promises more than what is in hand
         trials[n] = session.evaluator.confirm(trials[n])
         progress(_confirmation(session, trials[n]))

@@ -9,7 +9,7 @@ from memory_planner.assignment_log import AssignmentLogError, read_log
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import NOTHING_FAST, Compiler, CompilerFailure, Evaluator, Trial
 from memory_planner.extract import Extracted, extract
-from memory_planner.overrides import Prefetch, order_options
+from memory_planner.overrides import Prefetch, moved, order_options
 from memory_planner.step_cycles import StepCycles
 from passes.hlo.errors import HloError
 from passes.hlo.machine import MachineModel
@@ -20,6 +20,8 @@ _EAGERNESS = {1: 0.0, 2: 1.0}
 # What does not lie in fast memory would save this share of a step at least, or there is nothing to
 # gain worth a search.
 _LEAST_CONTENTION = 0.001
+# Buffers that the probe moves.
+_PROBED = 8
 
 
 class CannotMapError(MemoryPlannerError):
@@ -61,7 +63,10 @@ class Session:
             for use in problem.buffers[n].uses
             if use.benefit_ns
         )
-        return order_options(tuple(positions[n] for n in order), prefetches)
+        before, behind = moved(order)
+        return order_options(
+            tuple(positions[n] for n in before), tuple(positions[n] for n in behind), prefetches
+        )
 
     def score(self, method: str, trials: list[Trial]) -> "ScreenScore":
         """An objective for searches over orders, which collects its trials."""
@@ -157,12 +162,13 @@ def _missed_ns(extracted: Extracted) -> int:
 
 
 def follows_options(session: Session) -> bool:
-    """Whether the compiler heeds an order: the reverse of its own must change something.
+    """Whether the compiler heeds an order: its own first buffers placed last must change something.
 
-    A libtpu that has dropped the option would either refuse it or ignore it. Where the reverse
+    A libtpu that has dropped the option would either refuse it or ignore it. Where that order
     costs as much, the compiler's log tells in which order it placed the buffers.
     """
-    order = tuple(reversed(range(session.count)))
+    count = min(_PROBED, session.count // 2)
+    order = (*range(count, session.count), *reversed(range(count)))
     options = session.options(order, (0,) * session.count)
     trial = session.evaluator.screen(options, "probe")
     own = session.evaluator.screen({}, "default")
@@ -171,10 +177,10 @@ def follows_options(session: Session) -> bool:
     if own.screened is None or _differ(trial.screened, own.screened):
         return True
     try:
-        reverse = explained(session.evaluator, options)
+        probed = explained(session.evaluator, options)
     except CannotMapError:
         return False
-    return reverse.positions != session.extracted.positions
+    return probed.positions != session.extracted.positions
 
 
 def _differ(one: StepCycles, other: StepCycles) -> bool:

@@ -1,7 +1,6 @@
 """What is learned of operations, how equal ones are recognised, and options for the compiler."""
 
 from memory_planner.cost_table import CostTable, operands_of_products
-from memory_planner.overrides import ORDER_OPTION, PREFETCH_OPTION, Prefetch, order_options
 from memory_planner.signature import placement, positions, signature
 from passes.hlo.module import HloModule
 from passes.hlo.parse import parse
@@ -68,22 +67,3 @@ def test_operands_of_products_are_found_behind_a_fusions_other_work() -> None:
         factors = operands_of_products(module, i)
         # Two operands are multiplied; what is added after the product is none of them.
         assert len(factors) == 2 and factors < frozenset(range(max(3, len(i.operands))))
-
-
-def test_orders_become_ascending_ranks_below_all_others() -> None:
-    options = order_options((("fusion.2", -1), ("while.1", 3)))
-    assert options == {
-        ORDER_OPTION: 'overrides { hlo_position_matcher { instruction_name_regex: "fusion\\\\.2" } '
-        "override_options { assign_value: -2 } } "
-        'overrides { hlo_position_matcher { instruction_name_regex: "while\\\\.1" '
-        "tuple_index { index: 3 } } override_options { assign_value: -1 } }"
-    }
-
-
-def test_prefetches_name_operands() -> None:
-    options = order_options((), (Prefetch("a-b", 1, 0.5),))
-    assert options == {
-        PREFETCH_OPTION: 'overrides { hlo_operand_filter { instruction_name_regex: "a\\\\-b" '
-        "operand_number: 1 } override_options { prefetch_eagerness: 0.5 } }"
-    }
-    assert order_options(()) == {}
