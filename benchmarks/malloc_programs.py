@@ -129,9 +129,9 @@ PROGRAMS = (
         train_step("gpt2_small", 4, 512, num_layers=4, scan_layers=True, dropout_rate=0.0),
     ),
     Program("llama_decode", decode_step("llama3_8b", 8, 2048, **_CACHE)),
-    Program("mixer_b16", train_step("mixer_b16", 16, None, num_layers=2)),
-    Program("vit_l16", train_step("vit_l16", 16, None, num_layers=2)),
-    Program("resnet50", train_step("resnet50", 8, None)),
+    Program("mixer_b16", train_step("mixer_b16", 16, None, num_layers=1)),
+    Program("vit_l16", train_step("vit_l16", 16, None, num_layers=1)),
+    Program("resnet50_stage", train_step("resnet50", 8, None, stage_sizes=(3,))),
     Program("expert_layer", train_step("mixtral_8x7b", 2, 512, scan_layers=False, **_EXPERTS)),
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from memory_planner.agents import local_search
 from memory_planner.agents.candidates import Candidate
-from memory_planner.agents.edits import Edit, Queue, applied, stakes
+from memory_planner.agents.edits import Queue, Stakes, applied, stakes
 from memory_planner.evaluation import Trial
 from memory_planner.extract import Extracted
 from memory_planner.problem import MemoryMapping
@@ -88,7 +88,7 @@ def _neighbour(candidate: Candidate, rng: np.random.Generator) -> Candidate:
     return Candidate(tuple(map(int, order)), tuple(map(int, eagerness)), -np.inf)
 
 
-def _stakes(session: Session, candidate: Candidate) -> dict[Edit, float]:
+def _stakes(session: Session, candidate: Candidate) -> Stakes:
     """By the mapping that the compiler makes of a candidate; by its own where it does not tell."""
     extracted, options = session.extracted, session.options(candidate.order, candidate.eagerness)
     mapping = extracted.mapping

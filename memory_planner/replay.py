@@ -16,10 +16,12 @@ class Replayed:
     Attributes:
       busy_ns: its operations.
       stall_ns: waits for copies.
+      waits_ns: the same by the buffers whose copies were not done.
     """
 
     busy_ns: float
     stall_ns: float
+    waits_ns: tuple[float, ...]
 
     @property
     def total_ns(self) -> float:
@@ -29,9 +31,16 @@ class Replayed:
 
 @dataclasses.dataclass(frozen=True)
 class _Copy:
+    buffer: int
     begin: int
     needed: int
     copy_ns: int
+
+
+@dataclasses.dataclass
+class _Queued:
+    copy: _Copy
+    left_ns: float
 
 
 def replay(problem: MemoryProblem, mapping: MemoryMapping) -> Replayed:
@@ -44,24 +53,26 @@ def replay(problem: MemoryProblem, mapping: MemoryMapping) -> Replayed:
     starts: dict[int, list[_Copy]] = {}
     for copy in _copies(problem, mapping):
         starts.setdefault(copy.begin, []).append(copy)
-    queue: list[list[float]] = []  # [needed by, left], in the order in which they were started
-    busy = stalls = 0.0
+    queue: list[_Queued] = []  # in the order in which they were started
+    busy, waits = 0.0, [0.0] * len(problem.buffers)
     for time, operation in enumerate(problem.operations):
         for copy in sorted(starts.get(time, []), key=lambda c: c.needed):
-            queue.append([copy.needed, copy.copy_ns])
-        last_due = max((n for n, c in enumerate(queue) if c[0] <= time), default=-1)
-        waited = sum(c[1] for c in queue[: last_due + 1])
+            queue.append(_Queued(copy, copy.copy_ns))
+        last_due = max((n for n, c in enumerate(queue) if c.copy.needed <= time), default=-1)
+        for due in queue[: last_due + 1]:
+            waits[due.copy.buffer] += due.left_ns * operation.repeats
         del queue[: last_due + 1]
         free = float(min(operation.free_ns, durations[time]))
         while queue and free > 0:
-            served = min(free, queue[0][1])
+            served = min(free, queue[0].left_ns)
             free -= served
-            queue[0][1] -= served
-            if queue[0][1] <= 0:
+            queue[0].left_ns -= served
+            if queue[0].left_ns <= 0:
                 queue.pop(0)
         busy += durations[time] * operation.repeats
-        stalls += waited * operation.repeats
-    return Replayed(busy, stalls + sum(c[1] for c in queue))
+    for left in queue:
+        waits[left.copy.buffer] += left.left_ns
+    return Replayed(busy, sum(waits), tuple(waits))
 
 
 def _durations(problem: MemoryProblem, mapping: MemoryMapping) -> list[int]:
@@ -84,8 +95,8 @@ def _copies(problem: MemoryProblem, mapping: MemoryMapping) -> list[_Copy]:
         b = problem.buffers[stay.buffer]
         if stay.is_copied:
             if stay.uses:
-                found.append(_Copy(stay.begin, b.uses[stay.uses[0]].time, b.copy_ns))
+                found.append(_Copy(stay.buffer, stay.begin, b.uses[stay.uses[0]].time, b.copy_ns))
         elif b.ends_in_hbm or len(stay.uses) < len(b.uses):
             begin = stay.begin + 1
-            found.append(_Copy(begin, max(stay.end - 1, begin), b.copy_ns))
+            found.append(_Copy(stay.buffer, begin, max(stay.end - 1, begin), b.copy_ns))
     return found

@@ -1,4 +1,4 @@
-"""Changes of an order that may matter: one buffer placed first or last, its copies early or late.
+"""Changes of an order that may matter: one buffer placed first or last, or copied early.
 
 Most buffers of a program change nothing wherever they are placed: they fit anyway, or nothing waits
 for them. What is at stake with each is read off a mapping, and changes are drawn in proportion.
@@ -6,15 +6,13 @@ for them. What is at stake with each is read off a mapping, and changes are draw
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from memory_planner.agents.candidates import Candidate
 from memory_planner.problem import MemoryMapping, MemoryProblem, Stay
-
-# Changes of when copies begin rarely harm: so many are tried at a time.
-GROUP = 3
+from memory_planner.replay import replay
 
 
 class Kind(enum.Enum):
@@ -23,10 +21,9 @@ class Kind(enum.Enum):
     FIRST = "placed first"
     LAST = "placed last"
     EARLIEST = "copied as early as can be"
-    LATEST = "copied as late as can be"
 
 
-_EAGERNESS = {Kind.EARLIEST: 1, Kind.LATEST: 2}
+_EARLIEST = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,111 +43,160 @@ def applied(candidate: Candidate, edits: Sequence[Edit]) -> Candidate:
     """A candidate with changes made to it, one after the other; its score is not known."""
     order, eagerness = list(candidate.order), list(candidate.eagerness)
     for edit in edits:
-        if edit.kind in _EAGERNESS:
-            eagerness[edit.buffer] = _EAGERNESS[edit.kind]
+        if edit.kind is Kind.EARLIEST:
+            eagerness[edit.buffer] = _EARLIEST
         else:
             order.remove(edit.buffer)
             order.insert(0 if edit.kind is Kind.FIRST else len(order), edit.buffer)
     return Candidate(tuple(order), tuple(eagerness), -np.inf)
 
 
-def stakes(problem: MemoryProblem, mapping: MemoryMapping) -> dict[Edit, float]:
-    """What each change could save at most, ns of a step; those that can save nothing are left out.
+class Reason(enum.Enum):
+    """Why a change may help."""
 
-    FIRST: what the mapping misses of the buffer's own benefit. LAST: what it misses of others
-    whose lives overlap with the buffer's stays, each as far as the buffer's room would hold it.
-    EARLIEST and LATEST: the benefit of uses that copies serve, or that nothing does.
+    MISSED = "the buffer does not lie in fast memory wherever it would save time"
+    ROOM = "it lies where others would save more"
+    WAITS = "its copies are waited for"
+    UNSERVED = "an earlier copy would serve more of its uses"
+
+
+# Changes of when copies begin rarely matter: so many are tried at a time.
+GROUP = 3
+Stakes = Mapping[Reason, Mapping[Edit, float]]
+
+
+def stakes(problem: MemoryProblem, mapping: MemoryMapping) -> Stakes:
+    """What each change could save, ns of a step, by reason; what can save nothing is left out.
+
+    MISSED, UNSERVED: the benefit of uses that the mapping does not serve from fast memory. ROOM:
+    the benefit that others miss while the buffer is there, as far as its room would hold them and
+    for the part of the time between two of their uses that it is there, less what it saves itself.
+    WAITS: for its copies.
     """
-    missed = [0.0] * len(problem.buffers)
-    copied = [0.0] * len(problem.buffers)
-    served = _served(mapping)
+    served = {(stay.buffer, use) for stay in mapping.stays for use in stay.uses}
+    missed = _missed(problem, mapping, served)
+    waits = replay(problem, mapping).waits_ns
+    found: dict[Reason, dict[Edit, float]] = {reason: {} for reason in Reason}
     for number, buffer in enumerate(problem.buffers):
-        for n, use in enumerate(buffer.uses):
-            benefit = use.benefit_ns * problem.operations[use.time].repeats
-            stay = served.get((number, n))
-            missed[number] += benefit if stay is None else 0.0
-            copied[number] += benefit if stay is None or stay.is_copied else 0.0
-        if not buffer.starts_in_hbm and not _is_born_fast(problem, mapping, number):
-            missed[number] += buffer.benefit_ns * problem.operations[buffer.begin].repeats
-    found = {Edit(n, Kind.FIRST): value for n, value in enumerate(missed)}
-    found |= {Edit(n, kind): value for n, value in enumerate(copied) for kind in _EAGERNESS}
-    for number in {stay.buffer for stay in mapping.stays}:
-        found[Edit(number, Kind.LAST)] = _displaced(problem, mapping, number, missed)
-    return {edit: value for edit, value in found.items() if value > 0}
+        own = [m for m in missed if m.buffer == number]
+        stays = [stay for stay in mapping.stays if stay.buffer == number]
+        saved = sum(
+            use.benefit_ns * problem.operations[use.time].repeats
+            for n, use in enumerate(buffer.uses)
+            if (number, n) in served
+        )
+        last, early = Edit(number, Kind.LAST), Edit(number, Kind.EARLIEST)
+        found[Reason.MISSED][Edit(number, Kind.FIRST)] = sum(m.benefit_ns for m in own)
+        found[Reason.ROOM][last] = _displaced(problem, missed, stays) - saved
+        found[Reason.WAITS][last] = waits[number]
+        found[Reason.WAITS][early] = waits[number] if any(s.is_copied for s in stays) else 0.0
+        found[Reason.UNSERVED][early] = sum(m.benefit_ns for m in own if m.end - m.begin > 1)
+    return {
+        reason: {edit: value for edit, value in edits.items() if value > 0}
+        for reason, edits in found.items()
+    }
 
 
 class Queue:
     """Groups of changes still to be tried, each once, in an order drawn by what is at stake.
 
-    Which kind comes next is drawn by how often that kind has helped (Thompson's sampling of
-    "On the likelihood that one unknown probability exceeds another in view of the evidence of two
-    samples", a beta distribution for each kind).
+    Which reason comes next is drawn by how often that has helped (Thompson's sampling of "On the
+    likelihood that one unknown probability exceeds another in view of the evidence of two samples",
+    with a beta distribution for each).
 
     Args:
       stakes: of each change.
       rng: of the chance.
     """
 
-    def __init__(self, stakes: dict[Edit, float], rng: np.random.Generator) -> None:
+    def __init__(self, stakes: Stakes, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._helped = dict.fromkeys(Kind, 0)
-        self._failed = dict.fromkeys(Kind, 0)
+        self._helped, self._failed = dict.fromkeys(Reason, 0), dict.fromkeys(Reason, 0)
+        self._drawn: dict[tuple[Edit, ...], Reason] = {}
         self._urgent: list[tuple[Edit, ...]] = []
-        self._groups = {kind: _drawn(stakes, kind, rng) for kind in Kind}
+        self._tried: set[Edit] = set()
+        self._left = {reason: _shuffled(stakes.get(reason, {}), rng) for reason in Reason}
 
     def next(self) -> tuple[Edit, ...] | None:
         """The next group, all of one kind; None when nothing is left."""
         if self._urgent:
             return self._urgent.pop(0)
-        open_kinds = [kind for kind in Kind if self._groups[kind]]
-        if not open_kinds:
+        for reason, edits in self._left.items():
+            self._left[reason] = [edit for edit in edits if edit not in self._tried]
+        open_reasons = [reason for reason in Reason if self._left[reason]]
+        if not open_reasons:
             return None
-        chances = [self._rng.beta(1 + self._helped[k], 1 + self._failed[k]) for k in open_kinds]
-        return self._groups[open_kinds[int(np.argmax(chances))]].pop(0)
+        chances = [self._rng.beta(1 + self._helped[r], 1 + self._failed[r]) for r in open_reasons]
+        reason = open_reasons[int(np.argmax(chances))]
+        size = GROUP if reason is Reason.UNSERVED else 1
+        group = tuple(self._left[reason][:size])
+        self._tried.update(group)
+        self._drawn[group] = reason
+        return group
 
     def tell(self, group: tuple[Edit, ...], change: float) -> None:
         """What a group did to the score: of one that harms, the halves are tried next."""
+        reason = self._drawn[group]
         if change > 0:
-            self._helped[group[0].kind] += 1
+            self._helped[reason] += 1
             return
-        self._failed[group[0].kind] += 1
+        self._failed[reason] += 1
         if change < 0 and len(group) > 1:
             half = len(group) // 2
             self._urgent += [group[:half], group[half:]]
+            self._drawn |= dict.fromkeys(self._urgent, reason)
 
 
-def _drawn(
-    stakes: dict[Edit, float], kind: Kind, rng: np.random.Generator
-) -> list[tuple[Edit, ...]]:
-    """All changes of a kind in groups, drawn without replacement in proportion to the stakes.
+def _shuffled(weights: Mapping[Edit, float], rng: np.random.Generator) -> list[Edit]:
+    """Drawn without replacement in proportion to the weights.
 
     By the keys of "Weighted random sampling with a reservoir" (Efraimidis, Spirakis).
     """
-    edits = [edit for edit in stakes if edit.kind is kind]
-    keys = {edit: np.log(rng.random()) / stakes[edit] for edit in edits}
-    edits.sort(key=lambda edit: -keys[edit])
-    size = GROUP if kind in _EAGERNESS else 1
-    return [tuple(edits[n : n + size]) for n in range(0, len(edits), size)]
+    keys = {edit: np.log(rng.random()) / weight for edit, weight in weights.items()}
+    return sorted(keys, key=lambda edit: -keys[edit])
 
 
-def _served(mapping: MemoryMapping) -> dict[tuple[int, int], Stay]:
-    return {(stay.buffer, use): stay for stay in mapping.stays for use in stay.uses}
+@dataclasses.dataclass(frozen=True)
+class _Missed:
+    """A use that reads from HBM; to serve it its buffer would lie in [begin, end)."""
+
+    buffer: int
+    size_bytes: int
+    begin: int
+    end: int
+    benefit_ns: float
 
 
-def _is_born_fast(problem: MemoryProblem, mapping: MemoryMapping, number: int) -> bool:
-    begin = problem.buffers[number].begin
-    return any(s.buffer == number and s.begin == begin and not s.is_copied for s in mapping.stays)
+def _missed(
+    problem: MemoryProblem, mapping: MemoryMapping, served: set[tuple[int, int]]
+) -> list[_Missed]:
+    """All of them, and definitions that write to HBM."""
+    born = {s.buffer for s in mapping.stays if _is_born(problem, s)}
+    found = []
+    for number, buffer in enumerate(problem.buffers):
+        size, since = buffer.size_bytes, buffer.begin
+        if not buffer.starts_in_hbm and number not in born:
+            benefit = buffer.benefit_ns * problem.operations[since].repeats
+            found.append(_Missed(number, size, since, since + 1, benefit))
+        for n, use in enumerate(buffer.uses):
+            if (number, n) not in served:
+                benefit = use.benefit_ns * problem.operations[use.time].repeats
+                found.append(_Missed(number, size, since, use.time + 1, benefit))
+            since = use.time
+    return [m for m in found if m.benefit_ns > 0]
 
 
-def _displaced(
-    problem: MemoryProblem, mapping: MemoryMapping, number: int, missed: list[float]
-) -> float:
-    stays = [stay for stay in mapping.stays if stay.buffer == number]
-    size = problem.buffers[number].size_bytes
-    return sum(
-        missed[n] * min(1.0, size / other.size_bytes)
-        for n, other in enumerate(problem.buffers)
-        if n != number
-        and missed[n]
-        and any(stay.begin < other.end and other.begin < stay.end for stay in stays)
-    )
+def _is_born(problem: MemoryProblem, stay: Stay) -> bool:
+    return not stay.is_copied and stay.begin == problem.buffers[stay.buffer].begin
+
+
+def _displaced(problem: MemoryProblem, missed: Sequence[_Missed], stays: Sequence[Stay]) -> float:
+    """What others miss in the room of a buffer's stays."""
+    total = 0.0
+    for m in missed:
+        for stay in stays:
+            overlap = min(stay.end, m.end) - max(stay.begin, m.begin)
+            if overlap > 0 and stay.buffer != m.buffer:
+                room = min(1.0, problem.buffers[stay.buffer].size_bytes / m.size_bytes)
+                total += m.benefit_ns * room * overlap / (m.end - m.begin)
+    return total

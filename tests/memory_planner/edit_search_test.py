@@ -48,7 +48,7 @@ def test_a_good_start_is_compiled_and_kept() -> None:
 def test_a_candidate_that_does_not_compile_does_not_end_the_search() -> None:
     compiler = ChainCompiler(dies_of="v.3")
     session = open_session(compiler, MACHINE)
-    trials = edit_search(session, "mine", [start(3, 0, 1, 2)], Limits(40, 8))
+    trials = edit_search(session, "mine", [start(3, 0, 1, 2)], Limits(60, 30))
     assert any(t.problem == "no code for v.3" for t in trials)
     totals = [t.confirmed.total for t in trials if t.confirmed is not None]
     # Both of the best pair lie in fast memory, but v.2 is placed before v.3.
