@@ -20,11 +20,14 @@ from autoshard.plan import Plan
 from autoshard.stacked_state import Stacking, stacking_of
 from autoshard.trace import TracedModel
 from autoshard.value_specs import value_specs
+from passes import ir
 from passes.errors import PassError
 from passes.hlo.machine import MachineModel
 from passes.pass_pipeline import Checks, Pass, run_passes
 from passes.program import Placement, Program
 from passes.stacking.inputs import stacks_inside
+
+_DEEP = 1 / 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +88,18 @@ class Rewritten:
       traced: its program, and `params` in the structure of the program's parameters.
       stacking: the way to the user's own tree and back.
       records: what was done.
+      share_left: equations of the program over those that it had.
     """
 
     traced: TracedModel
     stacking: Stacking
     records: tuple[PassRecord, ...]
+    share_left: float
+
+    @property
+    def is_shallow(self) -> bool:
+        """Rolled layers compile quickly and step slowly; of few it may not be worth it."""
+        return self.share_left > _DEEP
 
 
 def rewrite(
@@ -109,7 +119,13 @@ def rewrite(
             records[-1], notes=(*records[-1].notes, _NOT_ELEMENTWISE)
         ))  # fmt: skip
     params = stacking.stacked_params(traced.params)
-    return Rewritten(dataclasses.replace(traced, program=program, params=params), stacking, records)
+    share_left = _equations(program) / max(1, _equations(traced.program))
+    traced = dataclasses.replace(traced, program=program, params=params)
+    return Rewritten(traced, stacking, records, share_left)
+
+
+def _equations(program: Program) -> int:
+    return sum(1 for _ in ir.equations(program.jaxpr.jaxpr))
 
 
 _NOT_ELEMENTWISE = (

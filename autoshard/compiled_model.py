@@ -15,7 +15,7 @@ from autoshard.compile_process import Progress
 from autoshard.compile_report import CompileReport
 from autoshard.compiled_program import CompiledProgram
 from autoshard.compiling import DEFAULT_TIMEOUT_S
-from autoshard.errors import PlanError
+from autoshard.errors import AutoshardError, PlanError
 from autoshard.input_checks import (
     as_key,
     check_alive,
@@ -36,6 +36,7 @@ from autoshard.plan import Plan
 from autoshard.planned_mapping import PlannedMapping
 from autoshard.planning import Candidate
 from autoshard.precision_notes import precision_notes
+from autoshard.process_rows import global_batch
 from autoshard.recipe import Recipe
 from autoshard.report import MemoryReport, memory_report
 from autoshard.stacked_state import Stacking
@@ -43,6 +44,7 @@ from autoshard.state import TrainState
 from autoshard.target import check_context
 from autoshard.target_report import report_on_target
 from autoshard.trace import TracedModel, abstract, trace_model
+from autoshard.verified_choice import beside, quicker
 from passes.hlo.machine import MachineModel
 from passes.program import Role
 
@@ -330,7 +332,7 @@ class CompiledModel:
 
     def _plan_for(self, batch: Any) -> None:
         check_context()
-        recipe = self._recipe
+        recipe = asked = self._recipe
         rewritten = self._trace("step" if recipe.optimizer is not None else "eval", batch)
         traced = rewritten.traced
         opt_state = lowering.abstract_optimizer(recipe.optimizer, traced.params)
@@ -351,6 +353,23 @@ class CompiledModel:
         notes = (*notes, *precision_notes(traced.program, recipe.precision.compute))
         plan = dataclasses.replace(plan, passes=records, notes=tuple(dict.fromkeys(notes)))
         self._planned = dataclasses.replace(self._planned, plan=plan)
+        if recipe.passes.before != asked.passes.before and rewritten.is_shallow:
+            self._compare_unrolled(asked, batch)
+
+    def _compare_unrolled(self, asked: Recipe, batch: Any) -> None:
+        """Take over the plan of the program without rolled layers where its step is quicker."""
+        ready = self._ready()
+        try:
+            other = CompiledModel(asked.unrolled(), batch)
+        except AutoshardError as error:  # without loops it may not fit
+            asked.wishes.options.say(f"not without stack_layers: {error}")
+            return
+        plan = quicker(ready.plan, other.plan)
+        if plan is None:
+            plan = dataclasses.replace(ready.plan, verified=beside(ready.plan, other.plan))
+        else:
+            self._recipe, self._last, ready = other._recipe, other._last, other._ready()
+        self._planned = dataclasses.replace(ready, plan=plan)
 
     def _search(self, traced: TracedModel, opt_state: Any, batch: Any) -> Plan:
         """The plan that the search finds; what it chose of passes joins those of the recipe."""
@@ -408,7 +427,7 @@ class CompiledModel:
         return plan_offload(ready.traced.params, ready.opt_state, opt_state, stacked)
 
     def _run(self, kind: str, state: TrainState, batch: Any) -> Any:
-        batch = self._global(batch)
+        batch = global_batch(batch, self.batch_sharding if self._planned else None)
         if self._planned is None:
             self._plan_for(batch)
         self._recipe.target.check_runnable(self.plan.mesh)
@@ -431,22 +450,6 @@ class CompiledModel:
 
     def _place(self, batch: Any) -> Any:
         return jax.device_put(batch, self._batch_shardings[self._batch_key(batch)])
-
-    def _global(self, batch: Any) -> Any:
-        """With several processes, the global batch of which each passes its own rows."""
-        if jax.process_count() == 1:
-            return batch
-        if self._planned is None:
-            raise PlanError(
-                "with several processes the global batch must be known before the first step: pass "
-                "batch= (ShapeDtypeStructs of the global batch) to autoshard.compile"
-            )
-
-        def whole(sharding: Any, x: Any) -> Any:
-            local = not isinstance(x, jax.Array) or x.is_fully_addressable
-            return jax.make_array_from_process_local_data(sharding, x) if local else x
-
-        return jax.tree.map(whole, self.batch_sharding, batch)
 
     def _executable(self, kind: str, batch: Any) -> jax.stages.Compiled:
         key = (kind, self._batch_key(batch))

@@ -23,6 +23,9 @@ from passes.pass_pipeline import Pass
 from passes.program import Program
 from passes.stack_layers import StackLayers
 
+# Layouts of an unrolled program that are compiled to compare with a rolled one.
+_UNROLLED = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -37,6 +40,7 @@ class Recipe:
       precision: dtype policy.
       passes: what rewrites the program.
       offloads: whether the optimizer's state lives in host memory.
+      rolls: whether `with_loops` may roll layers.
       donate: whether `step` reuses the memory of the state that it is given.
     """
 
@@ -49,6 +53,7 @@ class Recipe:
     donate: bool
     passes: Passes = dataclasses.field(default_factory=Passes)
     offloads: bool = False
+    rolls: bool = True
 
     def adding(self, passes: tuple[Pass, ...]) -> "Recipe":
         """With more passes after planning."""
@@ -66,13 +71,22 @@ class Recipe:
         """
         before = self.passes.before
         if (
-            not self.wishes.options.choose_passes
+            not self.rolls
+            or not self.wishes.options.choose_passes
             or any(isinstance(one, StackLayers) for one in before)
             or any(eqn.primitive.name == "scan" for eqn in ir.equations(program.jaxpr.jaxpr))
         ):
             return self
         passes = dataclasses.replace(self.passes, before=(*before, StackLayers()))
         return dataclasses.replace(self, passes=passes)
+
+    def unrolled(self) -> "Recipe":
+        """With layers left as they are, and fewer layouts to compile: to compare with."""
+        options = dataclasses.replace(
+            self.wishes.options, verify=min(_UNROLLED, self.wishes.compiled_layouts(self.target))
+        )
+        wishes = dataclasses.replace(self.wishes, options=options)
+        return dataclasses.replace(self, wishes=wishes, rolls=False)
 
     def searched(
         self,
