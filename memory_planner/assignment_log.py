@@ -14,7 +14,7 @@ _LINE = re.compile(r"^[IWEF]\d{4} \S+ +\d+ (algorithm|memory_space_assignment)\.
 _OPTION = re.compile(r"^(max_size_in_bytes|alignment_in_bytes): (\d+)$")
 _STEP = re.compile(r"^ (\d+): (\S+) (\S+)$")
 _RESOURCE = re.compile(r"^Initial resource\[(\d+)\] = (\S+) \((\S+)\)$")
-_VALUE = re.compile(r"^<\d+ (.+?)(?: @\d+)?>$")
+_VALUE = re.compile(r"^<(\d+) (.+?)(?: @\d+)?>$")
 _REQUIRED = re.compile(
     r"^Adding required assignment for (parameter|output) value = <(\d+) .* space = def$"
 )
@@ -48,7 +48,8 @@ class LoggedBuffer:
     """A value as memory-space assignment saw it.
 
     Attributes:
-      number: the compiler's.
+      number: the compiler's, of the buffer.
+      value: the compiler's number of the value that defines it, which is another one.
       name: of the HLO position that defines it, such as `fusion.2` or `while.3{1}`.
       benefit: the compiler's priority.
       size_bytes: of it.
@@ -58,6 +59,7 @@ class LoggedBuffer:
     """
 
     number: int
+    value: int
     name: str
     benefit: float
     size_bytes: int
@@ -88,7 +90,7 @@ class AssignmentLog:
       seconds: the compiler's own estimate of each time, 0 where it printed none.
       buffers: in the order in which they were placed.
       places: what they got.
-      inputs, results: numbers of buffers that begin in HBM and that must end there.
+      inputs, results: numbers of values that begin in HBM and that must end there.
     """
 
     capacity_bytes: int
@@ -184,7 +186,8 @@ def _buffer(row: list[str]) -> LoggedBuffer:
     ]
     return LoggedBuffer(
         number=int(number),
-        name=(match[1] if match else value).replace(" ", ""),
+        value=int(match[1]) if match else -1,
+        name=(match[2] if match else value).replace(" ", ""),
         benefit=float(benefit),
         size_bytes=int(size),
         time=int(time),

@@ -189,8 +189,8 @@ def _buffer(
         uses=tuple(uses[t] for t in sorted(uses)),
         benefit_ns=times[b.time].saved_ns.get((-1, max(0, _position(b.name)[1])), 0),
         copy_ns=max(1, math.ceil(b.size_bytes / machine.hbm_bytes_per_s * _NS)),
-        starts_in_hbm=b.number in log.inputs,
-        ends_in_hbm=b.number in log.results,
+        starts_in_hbm=b.value in log.inputs,
+        ends_in_hbm=b.value in log.results,
     )
 
 
@@ -215,7 +215,10 @@ def _mapping(
         served = tuple(
             n
             for n, use in enumerate(b.uses)
-            if place.begin + later <= use.time <= place.last and _is_fast(times[use.time], use)
+            if place.begin + later <= use.time <= place.last
+            and _is_fast(times[use.time], use)
+            # The end of the program reads its results from HBM.
+            and not (b.ends_in_hbm and use.time == len(times) - 1)
         )
         # A stay that begins later and that nothing reads is an update in place, written there.
         stays.append(

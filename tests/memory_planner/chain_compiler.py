@@ -119,12 +119,13 @@ def log(order: list[str], capacity: int) -> str:
         uses = [reader for reader in readers if reader.startswith(f"r.{k}.")]
         times = ";".join(str(names.index(reader)) for reader in uses)
         operands = ";".join(f"{reader}, operand 0" for reader in uses)
-        lines.append(f'{k},"<{k} {name}>",1e-08,{SIZE_BYTES},{1 + k},"{times}","{operands}",0')
+        # Buffers and values are counted apart: v.0's buffer has the number of another's value.
+        lines.append(f'{90 + k},"<{k} {name}>",1e-08,{SIZE_BYTES},{1 + k},"{times}","{operands}",0')
     lines.append("buffer_id,size,offset,start_time,end_time")
     for slot, name in enumerate(order[:capacity]):
         k = int(name[-1])
         last = names.index(f"r.{k}.{READS[k] - 1}")
-        lines.append(f"{k},{SIZE_BYTES},{slot * SIZE_BYTES},{1 + k},{last}")
+        lines.append(f"{90 + k},{SIZE_BYTES},{slot * SIZE_BYTES},{1 + k},{last}")
     return "\n".join(f"I1124 16:30:49.7 26914 algorithm.cc:1] {line}" for line in lines) + "\n"
 
 

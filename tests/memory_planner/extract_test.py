@@ -36,9 +36,10 @@ def test_the_log_of_a_small_program() -> None:
     assert [b.name for b in read.buffers] == ["v.2", "v.0", "v.1", "v.3"]
     assert read.buffers[0].uses[0].operation == "r.2.0" and read.buffers[0].uses[3].time == 11
     assert [(p.number, p.offset_bytes, p.begin, p.last) for p in read.places] == [
-        (2, 0, 3, 11),
-        (0, SIZE_BYTES, 1, 5),
+        (92, 0, 3, 11),
+        (90, SIZE_BYTES, 1, 5),
     ]
+    assert [(b.number, b.value) for b in read.buffers][:2] == [(92, 2), (90, 0)]
     assert read.inputs == frozenset((90,)) and read.results == frozenset()
 
 
