@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from memory_planner.signature import placement, positions, signature
+from memory_planner.signature import likeness, placement, positions, signature
 from passes.hlo.flops import product_dtype, product_flops
 from passes.hlo.machine import MachineModel
 from passes.hlo.module import Computation, HloModule, Instruction
@@ -64,56 +64,65 @@ class CostTable:
         self.machine = machine
         self.hits = self.misses = 0
         self._known: dict[str, dict[tuple[bool, ...], float]] = {}
+        self._alike: dict[str, dict[tuple[bool, ...], float]] = {}
         self._fits: dict[str, Savings] = {}
 
     def learn(self, module: HloModule) -> None:
         """Take over the cycles of a compiled program."""
+        self._fits.clear()
         for c, i in _operations(module):
             if i.estimated_cycles:
-                key = signature(module, c, i)
-                self._known.setdefault(key, {})[placement(module, c, i)] = float(i.estimated_cycles)
-                self._fits.pop(key, None)
+                key, where = signature(module, c, i), placement(module, c, i)
+                cycles = float(i.estimated_cycles)
+                self._known.setdefault(key, {})[where] = cycles
+                self._alike.setdefault(likeness(module, c, i), {})[where] = cycles
 
     def cycles_of(self, module: HloModule, c: Computation, i: Instruction) -> float | None:
         """Cycles of an operation; None where nothing equal has been compiled."""
-        known = self._known.get(signature(module, c, i))
-        if known is None:
+        if signature(module, c, i) not in self._known:
             return None
-        where = placement(module, c, i)
+        known, where = self._compiled(module, c, i), placement(module, c, i)
         if where in known:
             self.hits += 1
             return known[where]
         self.misses += 1
-        return _cautious(self.savings(module, c, i), known, where)
+        moved = _moved(self.machine, module, c, i)
+        return _cautious(self.savings(module, c, i), known, where, moved)
 
     def savings(self, module: HloModule, c: Computation, i: Instruction) -> Savings:
         """The model of an operation; by roofline where nothing equal has been compiled."""
         key = signature(module, c, i)
         if key not in self._fits:
-            self._fits[key] = self._fit(module, c, i, self._known.get(key, {}))
+            self._fits[key] = self._fit(module, c, i, self._compiled(module, c, i))
         return self._fits[key]
+
+    def _compiled(
+        self, module: HloModule, c: Computation, i: Instruction
+    ) -> Mapping[tuple[bool, ...], float]:
+        """Cycles by placement: of equal operations, else of those that are alike."""
+        known = self._known.get(signature(module, c, i), {})
+        return {**self._alike.get(likeness(module, c, i), {}), **known} if known else known
 
     def _fit(
         self,
         module: HloModule,
         c: Computation,
         i: Instruction,
-        known: dict[tuple[bool, ...], float],
+        known: Mapping[tuple[bool, ...], float],
     ) -> Savings:
-        sizes = np.array([a.padded_bytes for _, a in positions(module, c, i)], np.float64)
         flops = product_flops(module, c, i)
         busy = 0.0
         if flops:
             rate = self.machine.flops_per_s(product_dtype(module, c, i))
             busy = flops / rate * self.machine.clock_hz
-        moved = sizes * self.machine.clock_hz / self.machine.hbm_bytes_per_s
+        moved = _moved(self.machine, module, c, i)
         if not known:
             seconds = operation_time(self.machine, module, c, i).seconds
             slow = max(seconds * self.machine.clock_hz, busy, float(moved.sum()) if flops else 0.0)
             return Savings(slow, busy, busy, tuple(np.minimum(moved, slow)))
         slow, floor = max(known.values()), min(known.values())
         slowest = max(known, key=lambda w: known[w])
-        nothing = tuple(False for _ in sizes)
+        nothing = tuple(False for _ in moved)
         slow = known.get(nothing, slow + float(moved[np.array(slowest, bool)].sum()))
         reached = floor
         if floor > _NEAR_FLOOR * busy:  # nothing compiled so far has come near the matrix unit's
@@ -125,16 +134,39 @@ class CostTable:
 
 
 def _cautious(
-    savings: Savings, known: Mapping[tuple[bool, ...], float], where: tuple[bool, ...]
+    savings: Savings,
+    known: Mapping[tuple[bool, ...], float],
+    where: tuple[bool, ...],
+    moved: np.ndarray,
 ) -> float:
     """Cycles of a placement that has not been compiled.
 
     A search picks what is estimated too well, so the model only tells the difference to the most
-    similar placement that has been compiled, and nothing beyond the best of them is believed.
+    similar placement that has been compiled, nothing beyond the best of them is believed, and what
+    is read or written in HBM in addition takes its time.
+
+    Args:
+      moved: cycles to move each position once over HBM.
     """
-    nearest = min(known, key=lambda w: (sum(a != b for a, b in zip(w, where, strict=True)), w))
+
+    def distance(other: tuple[bool, ...]) -> tuple[float, tuple[bool, ...]]:
+        differs = np.array(other) != np.array(where)
+        return float(moved[differs].sum()), other
+
+    nearest = min(known, key=distance)
     change = savings.cycles(where) - savings.cycles(nearest)
+    slower = np.array(nearest) & ~np.array(where)
+    if slower.any():
+        quicker = ~np.array(nearest) & np.array(where)
+        saved = np.array(savings.saved_cycles)
+        change = max(change, float(moved[slower].sum() - saved[quicker].sum()))
     return max(savings.reached_cycles, known[nearest] + change)
+
+
+def _moved(machine: MachineModel, module: HloModule, c: Computation, i: Instruction) -> np.ndarray:
+    """Cycles to move each position of an operation once over HBM."""
+    sizes = np.array([a.padded_bytes for _, a in positions(module, c, i)], np.float64)
+    return sizes * machine.clock_hz / machine.hbm_bytes_per_s
 
 
 def _prior(

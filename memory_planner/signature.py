@@ -2,7 +2,7 @@
 
 An operation that occurs in each of a model's layers costs the same in each, as long as its operands
 and results lie in the same memories. Two are equal here when their shapes, and the operations
-inside them, are.
+inside them, are; they are alike when they do the same kinds of work, in whatever order.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ _ATTRIBUTES = (
     "rhs_batch_dims", "dimensions", "slice", "padding", "feature_group_count",
     "dynamic_slice_sizes", "direction", "custom_call_target", "operand_precision", "kind",
 )  # fmt: skip
+# Of a vector unit's operations, those that take it equally long.
+_ARITHMETIC = frozenset(("add", "subtract", "multiply", "maximum", "minimum"))
 
 
 def placement(module: HloModule, c: Computation, i: Instruction) -> tuple[bool, ...]:
@@ -47,6 +49,35 @@ def signature(module: HloModule, c: Computation, i: Instruction) -> str:
         if inner is not None:
             digest.update(_body(inner).encode())
     return digest.hexdigest()
+
+
+def likeness(module: HloModule, c: Computation, i: Instruction) -> str:
+    """A digest that is equal for operations of nearly equal work.
+
+    They hold the same operations on the same shapes, but may add where others subtract, slice
+    elsewhere, or do it in another order.
+    """
+    digest = hashlib.sha256()
+    digest.update(_kind(i).encode())
+    for number, array in _positions(module, c, i):
+        digest.update(f"{number} {_shape(array)}".encode())
+    for name in i.called:
+        inner = module.computations.get(name)
+        if inner is not None:
+            digest.update("\n".join(sorted(_alike_lines(inner))).encode())
+    return digest.hexdigest()
+
+
+def _alike_lines(c: Computation) -> Iterator[str]:
+    for j in c.instructions:
+        operands = [c.by_name[name] for name in j.operands if name in c.by_name]
+        number = "" if j.number is None else str(j.number)
+        yield f"{_kind(j)} {_shape(j.shape)} {number} {[_kind(o) for o in operands]}"
+
+
+def _kind(i: Instruction) -> str:
+    opcode = "arithmetic" if i.opcode in _ARITHMETIC else i.opcode
+    return f"{opcode} {[i.attributes.get(name, '') for name in _ATTRIBUTES if name != 'slice']}"
 
 
 def _body(c: Computation) -> str:
