@@ -159,7 +159,9 @@ class _Book:
         best = self.best()
         if self._trials[best].confirmed is not None or self.compiles_left < 1:
             return
-        self._trials[best] = self._session.evaluator.confirm(self._trials[best])
+        evaluator = self._session.evaluator
+        self._trials[best] = evaluator.confirm(self._trials[best])
+        evaluator.say(self._session.told(self._trials[best]))
         self._trials = {c: self._session.evaluator.reconsidered(t) for c, t in self._trials.items()}
 
 

@@ -77,6 +77,7 @@ class Evaluator:
     Attributes:
       assignments, compiles: made so far.
       table: what has been learned of operations.
+      say: `progress`.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Evaluator:
         machine: MachineModel,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._progress = progress
+        self.say = progress
         self.compiler, self.machine = compiler, machine
         self.table = CostTable(machine)
         self.assignments = self.compiles = 0
@@ -98,7 +99,7 @@ class Evaluator:
         if key not in self._assigned:
             self.assignments += 1
             if self.assignments % _SAID_EVERY == 0:
-                self._progress(f"assigning memory, for the {self.assignments}th time ({method})")
+                self.say(f"assigning memory, for the {self.assignments}th time ({method})")
             try:
                 self._assigned[key] = parse(self.compiler.assign(options, with_log=False)[0])
             except (CompilerFailure, HloError) as error:

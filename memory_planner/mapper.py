@@ -285,7 +285,7 @@ def confirmed_best(
         if not (is_first and turn == 0) and _screened(trials[n]) >= best:
             break  # nothing that is left promises more than what is in hand
         trials[n] = session.evaluator.confirm(trials[n])
-        progress(_confirmation(session, trials[n]))
+        progress(session.told(trials[n]))
     return trials
 
 
@@ -295,14 +295,3 @@ def _screened(trial: Trial) -> float:
 
 def _rank(trial: Trial) -> tuple[bool, float]:
     return trial.confirmed is None, trial.confirmed.total if trial.confirmed else _screened(trial)
-
-
-def _confirmation(session: Session, trial: Trial) -> str:
-    if trial.confirmed is None:
-        return f"a candidate did not compile: {trial.problem[:120]}"
-    assert session.default.confirmed is not None
-    change = trial.confirmed.total / session.default.confirmed.total - 1
-    return (
-        f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} "
-        f"stalls ({change:+.2%}), screened as {_screened(trial):.0f}"
-    )

@@ -68,6 +68,18 @@ class Session:
             tuple(positions[n] for n in before), tuple(positions[n] for n in behind), prefetches
         )
 
+    def told(self, trial: Trial) -> str:
+        """A line about a trial that was compiled, or could not be."""
+        if trial.confirmed is None:
+            return f"a candidate did not compile: {trial.problem[:120]}"
+        assert self.default.confirmed is not None
+        change = trial.confirmed.total / self.default.confirmed.total - 1
+        screened = "" if trial.screened is None else f", screened as {trial.screened.total:.0f}"
+        return (
+            f"confirmed {trial.confirmed.cycles:.0f} cycles + {trial.confirmed.stall_cycles:.0f} "
+            f"stalls ({change:+.2%}){screened}"
+        )
+
     def score(self, method: str, trials: list[Trial]) -> "ScreenScore":
         """An objective for searches over orders, which collects its trials."""
         return ScreenScore(self, method, trials)
