@@ -43,6 +43,9 @@ from memory_planner.padding import PaddedShape, pad
 from memory_planner.problem import MemoryProblem
 from memory_planner.problems_random import RandomShape, random_problem
 
+SMALL_USES = range(3, 13)
+SMALL = PaddedShape(buffers=7, operations=8, uses=5, decisions=12, units=64)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -165,25 +168,32 @@ def compare(methods: Mapping[str, Method], problems: list[MemoryProblem]) -> Non
 
 
 def small_problems(count: int) -> list[MemoryProblem]:
-    """Random problems of 3 to 6 buffers with 12 uses at most."""
+    """Random problems of 3 to 7 buffers with 3 to 12 uses, as many of each number of uses."""
     rng = np.random.default_rng(HELD_OUT)
+    wanted = {uses: -(-count // len(SMALL_USES)) for uses in SMALL_USES}
     problems: list[MemoryProblem] = []
-    while len(problems) < count:
-        size = int(rng.integers(3, 7))
-        shape = RandomShape(size, uses=3, residual=0.5, contention=(0.1, 0.7))
+    while any(wanted.values()):
+        shape = RandomShape(
+            buffers=int(rng.integers(3, SMALL.buffers + 1)),
+            uses=SMALL.uses,
+            mirrored=float(rng.uniform(0.5, 1.0)),
+            weighted=float(rng.uniform(0.0, 0.5)),
+            residual=float(rng.uniform(0.5, 1.0)),
+            contention=(0.1, 0.7),
+        )
         problem = random_problem(rng, shape, f"small {len(problems)}")
-        if problem.use_count <= 12:
+        if wanted.get(problem.use_count):
+            wanted[problem.use_count] -= 1
             problems.append(problem)
-    return problems
+    return problems[:count]
 
 
 def optima_reached(agent: Agent, params: Any, settings: PlaySettings, count: int) -> float:
     """Prints and returns in which part of small problems the player reaches the optimum."""
-    shape = PaddedShape(buffers=6, operations=8, uses=3, decisions=12, units=64)
     reached, misses, uses = 0, [], []
     for number, problem in enumerate(small_problems(count)):
-        optimum = exhaustive.best(agent.game, problem, shape).gain_ns
-        played = best_episodes(agent, pad(problem, shape), settings, params=params)
+        optimum = exhaustive.best(agent.game, problem, SMALL).gain_ns
+        played = best_episodes(agent, pad(problem, SMALL), settings, params=params)
         got = played.episodes[0].return_ns
         reached += got == optimum
         uses.append(problem.use_count)
