@@ -360,7 +360,7 @@ class CompiledModel:
         """Take over the plan of the program without rolled layers where its step is quicker."""
         ready = self._ready()
         try:
-            other = CompiledModel(asked.unrolled(), batch)
+            other = CompiledModel(asked.unrolled(ready.plan.mesh.shape), batch)
         except AutoshardError as error:  # without loops it may not fit
             asked.wishes.options.say(f"not without stack_layers: {error}")
             return

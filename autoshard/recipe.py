@@ -13,6 +13,7 @@ from autoshard.apply_passes import Passes
 from autoshard.compile_report import CompileReport
 from autoshard.layouts import Layout
 from autoshard.losses import Loss
+from autoshard.mesh_shape import MeshShape
 from autoshard.plan import Plan
 from autoshard.precision import Precision
 from autoshard.target import Target
@@ -80,13 +81,14 @@ class Recipe:
         passes = dataclasses.replace(self.passes, before=(*before, StackLayers()))
         return dataclasses.replace(self, passes=passes)
 
-    def unrolled(self) -> "Recipe":
-        """With layers left as they are, and fewer layouts to compile: to compare with."""
+    def unrolled(self, shape: MeshShape) -> "Recipe":
+        """With layers left as they are, on one mesh, and fewer layouts to compile: to compare."""
         options = dataclasses.replace(
             self.wishes.options, verify=min(_UNROLLED, self.wishes.compiled_layouts(self.target))
         )
         wishes = dataclasses.replace(self.wishes, options=options)
-        return dataclasses.replace(self, wishes=wishes, rolls=False)
+        target = dataclasses.replace(self.target, shapes=(shape,))
+        return dataclasses.replace(self, target=target, wishes=wishes, rolls=False)
 
     def searched(
         self,
