@@ -8,7 +8,7 @@ operation has been compiled with the same placement, otherwise from a model fitt
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -78,7 +78,16 @@ class CostTable:
                 self._alike.setdefault(likeness(module, c, i), {})[where] = cycles
 
     def cycles_of(self, module: HloModule, c: Computation, i: Instruction) -> float | None:
-        """Cycles of an operation; None where nothing equal has been compiled."""
+        """Cycles of an operation, rather too many; None where nothing equal has been compiled."""
+        return self._estimated(module, c, i, _cautious)
+
+    def hoped_cycles_of(self, module: HloModule, c: Computation, i: Instruction) -> float | None:
+        """Cycles of an operation, rather too few; None where nothing equal has been compiled."""
+        return self._estimated(module, c, i, _hopeful)
+
+    def _estimated(
+        self, module: HloModule, c: Computation, i: Instruction, guess: "_Guess"
+    ) -> float | None:
         if signature(module, c, i) not in self._known:
             return None
         known, where = self._compiled(module, c, i), placement(module, c, i)
@@ -87,7 +96,7 @@ class CostTable:
             return known[where]
         self.misses += 1
         moved = _moved(self.machine, module, c, i)
-        return _cautious(self.savings(module, c, i), known, where, moved)
+        return guess(self.savings(module, c, i), known, where, moved)
 
     def savings(self, module: HloModule, c: Computation, i: Instruction) -> Savings:
         """The model of an operation; by roofline where nothing equal has been compiled."""
@@ -133,12 +142,11 @@ class CostTable:
         return Savings(slow, floor, reached, tuple(_fitted(slow, floor, prior, where, cycles)))
 
 
-def _cautious(
-    savings: Savings,
-    known: Mapping[tuple[bool, ...], float],
-    where: tuple[bool, ...],
-    moved: np.ndarray,
-) -> float:
+_Known = Mapping[tuple[bool, ...], float]
+_Guess = Callable[[Savings, _Known, tuple[bool, ...], np.ndarray], float]
+
+
+def _cautious(savings: Savings, known: _Known, where: tuple[bool, ...], moved: np.ndarray) -> float:
     """Cycles of a placement that has not been compiled.
 
     A search picks what is estimated too well, so the model only tells the difference to the most
@@ -148,12 +156,7 @@ def _cautious(
     Args:
       moved: cycles to move each position once over HBM.
     """
-
-    def distance(other: tuple[bool, ...]) -> tuple[float, tuple[bool, ...]]:
-        differs = np.array(other) != np.array(where)
-        return float(moved[differs].sum()), other
-
-    nearest = min(known, key=distance)
+    nearest = _nearest(known, where, moved)
     change = savings.cycles(where) - savings.cycles(nearest)
     slower = np.array(nearest) & ~np.array(where)
     if slower.any():
@@ -161,6 +164,22 @@ def _cautious(
         saved = np.array(savings.saved_cycles)
         change = max(change, float(moved[slower].sum() - saved[quicker].sum()))
     return max(savings.reached_cycles, known[nearest] + change)
+
+
+def _hopeful(savings: Savings, known: _Known, where: tuple[bool, ...], moved: np.ndarray) -> float:
+    """The same as the model alone has it, which forgives what another operand in VMEM makes up."""
+    nearest = _nearest(known, where, moved)
+    change = savings.cycles(where) - savings.cycles(nearest)
+    return max(savings.floor_cycles, known[nearest] + change)
+
+
+def _nearest(known: _Known, where: tuple[bool, ...], moved: np.ndarray) -> tuple[bool, ...]:
+    """The placement that has been compiled and differs in the fewest bytes."""
+
+    def distance(other: tuple[bool, ...]) -> tuple[float, tuple[bool, ...]]:
+        return float(moved[np.array(other) != np.array(where)].sum()), other
+
+    return min(known, key=distance)
 
 
 def _moved(machine: MachineModel, module: HloModule, c: Computation, i: Instruction) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From orders to start with to better ones, by small changes that are each asked of the compiler.
 
-start    screen given orders; compile the best where it promises more than the compiler's own
+start    screen given orders; compile the most promising, which tells of placements unlike the
+         compiler's own
 improve  change the best by what is at stake in its mapping; keep what screening likes
 confirm  compile the best wholly; what that teaches re-ranks everything, and the next round begins
 """
@@ -15,13 +16,13 @@ import numpy as np
 from memory_planner.agents import local_search
 from memory_planner.agents.candidates import Candidate
 from memory_planner.agents.edits import Queue, Stakes, applied, stakes
-from memory_planner.evaluation import Trial
+from memory_planner.evaluation import Trial, most_promising
 from memory_planner.extract import Extracted
 from memory_planner.problem import MemoryMapping
 from memory_planner.session import CannotMapError, Session, explained
 
 # Of the screened compilations, those for orders to start with.
-_START_SHARE = 0.25
+_START_SHARE = 1 / 3
 # With few buffers most changes lead to orders that are known: give up after so many in a row.
 _PATIENCE = 50
 
@@ -56,13 +57,13 @@ def edit_search(
     rng, book = np.random.default_rng(limits.seed), _Book(session, method, limits)
     for candidate in starts[: max(1, int(limits.assignments * _START_SHARE))]:
         book.ask(candidate)
-    book.confirm_best()
+    book.confirm(book.most_promising())
     queue = Queue(_stakes(session, book.best()), rng)
     while book.screens_left > 0:
         share = math.ceil(book.screens_left / max(1, book.compiles_left))
         if not _improve(book, queue, rng, share):
             break
-        book.confirm_best()
+        book.confirm(book.best())
     return book.trials()
 
 
@@ -154,15 +155,19 @@ class _Book:
     def best(self) -> Candidate:
         return min(self._trials, key=self.total)
 
-    def confirm_best(self) -> None:
-        """Compile the best, if it promises more than what was compiled, and budget is left."""
-        best = self.best()
-        if self._trials[best].confirmed is not None or self.compiles_left < 1:
+    def most_promising(self) -> Candidate:
+        """Of those that were not compiled; any other where there is none."""
+        chosen = most_promising(list(self._trials.values()))
+        return next((c for c, t in self._trials.items() if t is chosen), self.best())
+
+    def confirm(self, candidate: Candidate) -> None:
+        """Compile a candidate, where it was not yet and budget is left; all learn from it."""
+        if self._trials[candidate].confirmed is not None or self.compiles_left < 1:
             return
         evaluator = self._session.evaluator
-        self._trials[best] = evaluator.confirm(self._trials[best])
-        evaluator.say(self._session.told(self._trials[best]))
-        self._trials = {c: self._session.evaluator.reconsidered(t) for c, t in self._trials.items()}
+        self._trials[candidate] = evaluator.confirm(self._trials[candidate])
+        evaluator.say(self._session.told(self._trials[candidate]))
+        self._trials = {c: evaluator.reconsidered(t) for c, t in self._trials.items()}
 
 
 def _believed(trial: Trial) -> float:

@@ -7,7 +7,7 @@ Only what was confirmed is ever reported as a result.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from memory_planner.cost_table import CostTable
@@ -55,6 +55,7 @@ class Trial:
       options: for the compiler.
       method: who proposed them.
       screened: estimated, from the cost table; None where that was skipped or failed.
+      hoped: the same at its best, where operations have not been compiled as they are placed.
       confirmed: from a whole compilation; None where there was none.
       problem: why there is nothing; empty otherwise.
     """
@@ -62,8 +63,35 @@ class Trial:
     options: tuple[tuple[str, str], ...]
     method: str
     screened: StepCycles | None = None
+    hoped: StepCycles | None = None
     confirmed: StepCycles | None = None
     problem: str = ""
+
+
+def most_promising(trials: Sequence[Trial]) -> Trial | None:
+    """What to compile next: the best believed if it is better than all that was compiled.
+
+    Else the one that may be the best. None where nothing is left that differs from what was
+    compiled, or could be screened.
+    """
+    compiled = [t.confirmed for t in trials if t.confirmed is not None]
+    seen = {_look(step) for step in compiled}
+    best = min((step.total for step in compiled), default=float("inf"))
+    left = [
+        (t, t.screened, t.hoped)
+        for t in trials
+        if t.confirmed is None and not t.problem and t.screened and t.hoped
+        if _look(t.screened) not in seen
+    ]
+    if not left:
+        return None
+    believed = min(left, key=lambda one: one[1].total)
+    return believed[0] if believed[1].total < best else min(left, key=lambda one: one[2].total)[0]
+
+
+def _look(step: StepCycles) -> tuple[float, float]:
+    """Equal for equal mappings; cycles to the cycle, as sums may differ by rounding."""
+    return round(step.total), step.copied_bytes
 
 
 class Evaluator:
@@ -117,7 +145,8 @@ class Evaluator:
         if module is None or isinstance(module, str):
             return dataclasses.replace(trial, problem=module or trial.problem)
         screened = step_cycles(module, self.machine, self.table.cycles_of)
-        return dataclasses.replace(trial, screened=screened)
+        hoped = step_cycles(module, self.machine, self.table.hoped_cycles_of)
+        return dataclasses.replace(trial, screened=screened, hoped=hoped)
 
     def confirm(self, trial: Trial) -> Trial:
         """Compile a trial's options wholly."""

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from memory_planner.errors import MemoryPlannerError
-from memory_planner.evaluation import Compiler, Evaluator, Trial
+from memory_planner.evaluation import Compiler, Evaluator, Trial, most_promising
 from memory_planner.extract import Extracted
 from memory_planner.session import (
     CannotMapError,
@@ -258,35 +258,19 @@ def confirmed_best(
 ) -> list[Trial]:
     """Compile the most promising, one after the other; each teaches what the next is.
 
-    Where none was compiled yet the first is even if it promises nothing: screening does not believe
-    in what no compilation has shown, so that without one that differs from the default nothing ever
-    would be.
+    First what screening believes to be better than all that was compiled, then what may be: there
+    is no telling of placements that have not been compiled. What equals a compiled one is not.
     """
-    assert session.default.confirmed is not None
-    own = session.default.confirmed.total
-    trials = [session.evaluator.reconsidered(t) for t in {t.options: t for t in trials}.values()]
-    is_first = not any(t.confirmed and t.options for t in trials)
-    for turn in range(compiles):
+    trials = list({t.options: t for t in trials}.values())
+    for _ in range(max(0, compiles)):
         trials = [session.evaluator.reconsidered(t) for t in trials]
-        open_ones = [
-            n
-            for n, t in enumerate(trials)
-            if t.confirmed is None
-            and t.screened is not None
-            and t.screened.total != own
-            and not t.problem
-        ]
-        if not open_ones:
+        chosen = most_promising([session.default, *trials])
+        if chosen is None:
             break
-        n = min(open_ones, key=lambda n: _screened(trials[n]))
-        best = min(
-            (t.confirmed.total for t in [session.default, *trials] if t.confirmed), default=0.0
-        )
-        if not (is_first and turn == 0) and _screened(trials[n]) >= best:
-            break  # nothing that is left promises more than what is in hand
-        trials[n] = session.evaluator.confirm(trials[n])
+        n = trials.index(chosen)
+        trials[n] = session.evaluator.confirm(chosen)
         progress(session.told(trials[n]))
-    return trials
+    return [session.evaluator.reconsidered(t) for t in trials]
 
 
 def _screened(trial: Trial) -> float:

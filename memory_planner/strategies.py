@@ -13,6 +13,7 @@ import numpy as np
 from memory_planner.agents import baselines, local_search
 from memory_planner.agents.alphazero import AlphaZero, SearchSettings
 from memory_planner.agents.best_episodes import PlaySettings, best_episodes
+from memory_planner.agents.candidates import EAGERNESS_CHOICES, Candidate
 from memory_planner.agents.game_score import GameScore, candidate_of
 from memory_planner.agents.muzero import MuZero
 from memory_planner.agents.network import NetworkConfig
@@ -133,6 +134,21 @@ def _played(
     game = GameScore(OrderGame(), padded)
     fixed = baselines.fixed_orders(session.extracted.problem, game).candidates
     limits = Limits(settings.assignments, settings.compiles, settings.seed)
-    # The game is not the compiler: where they disagree, an order that a person would try may win.
-    starts = [c for pair in itertools.zip_longest(games, fixed) for c in pair if c is not None]
+    # The game is not the compiler: where they disagree, an order that a person would try may win,
+    # or any.
+    chance = _random_candidates(session.count, settings)
+    mixed = itertools.zip_longest(games, fixed, chance)
+    starts = [c for candidates in mixed for c in candidates if c is not None]
     return edit_search(session, method, starts, limits)
+
+
+def _random_candidates(count: int, settings: Settings) -> list[Candidate]:
+    rng = np.random.default_rng(settings.seed)
+    return [
+        Candidate(
+            tuple(map(int, rng.permutation(count))),
+            tuple(map(int, rng.integers(EAGERNESS_CHOICES, size=count))),
+            -np.inf,
+        )
+        for _ in range(settings.assignments)
+    ]
