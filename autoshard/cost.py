@@ -87,7 +87,7 @@ class Costed:
     Attributes:
       analysis: of the gradient program when training, else of the forward program.
       trains: whether gradients are computed and parameters updated.
-      platform: `cpu`, `tpu` or `cuda`.
+      platform: `cpu`, `tpu` or `gpu`.
     """
 
     analysis: Analysis

@@ -95,8 +95,9 @@ class FusionHabits:
     Attributes:
       makes_again: an elementwise operation is fused into each of several that read its result; else
         the result is written.
-      makes_operands: what a matrix product reads is computed inside it; else it is written where it
-        is defined, once for all products that read it.
+      makes_operands: what a product or convolution reads is computed inside it; else it is written
+        where it is defined, once for all that read it. A sum that only becomes an operand is then
+        not written itself.
       puts_off: what makes a parameter's gradient before a loop of the backward pass is done after
         it, and what it reads is held until then.
     """
@@ -106,14 +107,21 @@ class FusionHabits:
     puts_off: bool = False
 
 
-def fusion_habits_of(platform: str) -> FusionHabits:
-    """The habits of the compiler for `cpu`, `tpu` or `cuda`.
+_HABITS = {
+    "tpu": FusionHabits(),
+    "cpu": FusionHabits(makes_again=False),
+    # It hands products to kernels that read memory, and schedules from the end of the step.
+    "gpu": FusionHabits(makes_operands=False, puts_off=True),
+}
 
-    That for GPU hands products to kernels that read memory, and schedules from the end of the step.
+
+def fusion_habits_of(platform: str) -> FusionHabits:
+    """The habits of the compiler for a `Topology.platform`.
+
+    Raises:
+      KeyError: there is no such platform.
     """
-    if platform == "cuda":
-        return FusionHabits(makes_operands=False, puts_off=True)
-    return FusionHabits(makes_again=platform != "cpu")
+    return _HABITS[platform]
 
 
 def find_buffers(
@@ -340,7 +348,7 @@ class _Walk:
         if op.primitive not in _VIEWS and shared and not self.habits.makes_again:
             written = True
         elif op.primitive in _SUMS and shared:
-            written = self._joins(op)
+            written = self._joins(op) and not self._becomes_operand(result)
         else:
             written = op.primitive in _CHEAP - VIEWS and self._between_products(op)
         if written:
@@ -355,6 +363,20 @@ class _Walk:
             len(read) == 1
             and read[0] in self.of_product
             and any(primitive in _PRODUCTS for primitive in users)
+        )
+
+    def _becomes_operand(self, value: int) -> bool:
+        """Whether what is made of a value is written as an operand; the value is made with it."""
+        if self.habits.makes_operands:
+            return False
+        readers = (self.graph.ops[u] for u in self.users[value] if u >= 0)
+        return any(
+            self.graph.ops[user].primitive in _PRODUCTS
+            for reader in readers
+            if reader.primitive in _FUSED
+            and self._elements(reader.outputs[0]) == self._elements(value)
+            for user in self.users[reader.outputs[0]]
+            if user >= 0
         )
 
     def _joins(self, op: Op) -> bool:
@@ -387,9 +409,9 @@ class _Walk:
 
     def _made_inside(self, op: Op) -> bool:
         """Whether what an operation reads is computed inside it, not written before."""
-        if op.primitive == "dot_general":
+        if op.primitive in _PRODUCTS:
             return self.habits.makes_operands
-        return op.primitive in _PRODUCTS or op.primitive.startswith(_REDUCES)
+        return op.primitive.startswith(_REDUCES)
 
     def _done(self, index: int, op: Op) -> int:
         """When an operation is done: after the loops behind it, where it is put off."""

@@ -69,7 +69,7 @@ class CompilerHabits:
 
 
 def habits_of(platform: str) -> CompilerHabits:
-    """The habits of the compiler for `cpu`, `tpu` or `cuda`."""
+    """The habits of the compiler for `cpu`, `tpu` or `gpu`."""
     return CompilerHabits(False, False, False) if platform == "cpu" else CompilerHabits()
 
 

@@ -27,7 +27,7 @@ class Variants:
     Attributes:
       program: the forward program.
       trains: whether its gradient counts.
-      platform: `cpu`, `tpu` or `cuda`.
+      platform: `cpu`, `tpu` or `gpu`.
     """
 
     def __init__(self, program: Program, trains: bool, platform: str) -> None:

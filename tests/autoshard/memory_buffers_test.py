@@ -10,6 +10,7 @@ import pytest
 from autoshard.memory_buffers import Buffer, FusionHabits, Kind, find_buffers, fusion_habits_of
 from autoshard.named_dims import Analysis, analyse
 from autoshard.program_flow import program_flow
+from autoshard.topology import Topology
 from autoshard.trace import gradient_program, trace_function
 from passes.program import Role
 
@@ -219,13 +220,49 @@ def test_operands_are_written_once_for_kernels_that_read_memory() -> None:
             for b in find_buffers(analysis, flow, fusion_habits_of(platform))
             if b.value == hidden
         ]
-        for platform in ("cuda", "tpu")
+        for platform in ("gpu", "tpu")
     )
     assert on_gpu == [(made, last)]
     assert on_tpu == [(made + 1, made + 1)]  # its transpose is made from the product, too
 
 
-@pytest.mark.parametrize(("platform", "held"), [("tpu", False), ("cuda", True)])
+def test_every_topology_has_the_habits_of_its_compiler() -> None:
+    found = [fusion_habits_of(Topology.parse(t).platform) for t in ("v5e:2x2", "h100:8x1", "cpu:8")]
+    assert len(set(found)) == 3 and not found[1].makes_operands
+    with pytest.raises(KeyError):
+        fusion_habits_of("cuda")
+
+
+def test_convolutions_on_gpus_read_memory_and_sums_go_into_what_they_read() -> None:
+    """A residual block: the sum of its branches is made again from them, its positive part held."""
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def loss(a: jax.Array, b: jax.Array, c: jax.Array, x: jax.Array) -> jax.Array:
+        first = jax.nn.relu(convolve(x, a))
+        second = convolve(first, b)
+        block = jax.nn.relu(second - second.mean() + first)
+        return jnp.square(convolve(block, c)).sum()
+
+    kernel = spec(3, 3, 8, 8)
+    analysis = analysed(loss, kernel, kernel, kernel, spec(ROWS, 16, 16, 8))
+    flow, ops = program_flow(analysis), analysis.graph.ops
+    made = {
+        value: op.primitive for op in ops for value in op.outputs if op.primitive in ("add", "max")
+    }
+
+    def held(platform: str) -> list[str]:
+        buffers = find_buffers(analysis, flow, fusion_habits_of(platform))
+        return sorted(made[b.value] for b in buffers if b.value in made)
+
+    assert held("gpu") == ["max", "max"]
+    assert "add" in held("tpu")
+
+
+@pytest.mark.parametrize(("platform", "held"), [("tpu", False), ("gpu", True)])
 def test_gradients_before_the_backward_loop_are_put_off_on_gpus(platform: str, held: bool) -> None:
     """The head's gradient is made of the loop's result and the cotangent: both wait, or neither."""
     again = jax.checkpoint(layer, prevent_cse=False)
