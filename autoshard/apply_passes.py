@@ -27,6 +27,7 @@ from passes.pass_pipeline import Checks, Pass, run_passes
 from passes.program import Placement, Program
 from passes.stacking.inputs import stacks_inside
 
+# Rolled layers leave this share of the equations, or less.
 _DEEP = 1 / 3
 
 
@@ -119,13 +120,15 @@ def rewrite(
             records[-1], notes=(*records[-1].notes, _NOT_ELEMENTWISE)
         ))  # fmt: skip
     params = stacking.stacked_params(traced.params)
-    share_left = _equations(program) / max(1, _equations(traced.program))
+    share_left = _share_left(traced.program, program)
     traced = dataclasses.replace(traced, program=program, params=params)
     return Rewritten(traced, stacking, records, share_left)
 
 
-def _equations(program: Program) -> int:
-    return sum(1 for _ in ir.equations(program.jaxpr.jaxpr))
+def _share_left(before: Program, after: Program) -> float:
+    if after is before:
+        return 1.0
+    return ir.equation_count(after.jaxpr) / max(1, ir.equation_count(before.jaxpr))
 
 
 _NOT_ELEMENTWISE = (

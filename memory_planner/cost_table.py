@@ -57,7 +57,7 @@ class CostTable:
     """Cycles of operations by signature and placement.
 
     Attributes:
-      hits, misses: of `cycles_of`: found exactly, or estimated.
+      hits, misses: cycles that were found exactly, or estimated.
     """
 
     def __init__(self, machine: MachineModel) -> None:
@@ -88,28 +88,32 @@ class CostTable:
     def _estimated(
         self, module: HloModule, c: Computation, i: Instruction, guess: "_Guess"
     ) -> float | None:
-        if signature(module, c, i) not in self._known:
+        key = signature(module, c, i)
+        if key not in self._known:
             return None
-        known, where = self._compiled(module, c, i), placement(module, c, i)
+        where = placement(module, c, i)
+        known: _Known = self._known[key]
+        if where not in known:
+            known = self._compiled(key, module, c, i)
         if where in known:
             self.hits += 1
             return known[where]
         self.misses += 1
         moved = _moved(self.machine, module, c, i)
-        return guess(self.savings(module, c, i), known, where, moved)
+        return guess(self._savings(key, module, c, i), known, where, moved)
 
     def savings(self, module: HloModule, c: Computation, i: Instruction) -> Savings:
         """The model of an operation; by roofline where nothing equal has been compiled."""
-        key = signature(module, c, i)
+        return self._savings(signature(module, c, i), module, c, i)
+
+    def _savings(self, key: str, module: HloModule, c: Computation, i: Instruction) -> Savings:
         if key not in self._fits:
-            self._fits[key] = self._fit(module, c, i, self._compiled(module, c, i))
+            self._fits[key] = self._fit(module, c, i, self._compiled(key, module, c, i))
         return self._fits[key]
 
-    def _compiled(
-        self, module: HloModule, c: Computation, i: Instruction
-    ) -> Mapping[tuple[bool, ...], float]:
+    def _compiled(self, key: str, module: HloModule, c: Computation, i: Instruction) -> "_Known":
         """Cycles by placement: of equal operations, else of those that are alike."""
-        known = self._known.get(signature(module, c, i), {})
+        known = self._known.get(key, {})
         return {**self._alike.get(likeness(module, c, i), {}), **known} if known else known
 
     def _fit(
@@ -117,7 +121,7 @@ class CostTable:
         module: HloModule,
         c: Computation,
         i: Instruction,
-        known: Mapping[tuple[bool, ...], float],
+        known: "_Known",
     ) -> Savings:
         flops = product_flops(module, c, i)
         busy = 0.0

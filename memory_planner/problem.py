@@ -104,6 +104,14 @@ class MemoryProblem:
         """Uses of all buffers."""
         return sum(len(b.uses) for b in self.buffers)
 
+    def benefit_ns(self, use: Use) -> int:
+        """What a step saves if a use finds its buffer in fast memory."""
+        return use.benefit_ns * self.operations[use.time].repeats
+
+    def birth_benefit_ns(self, buffer: Buffer) -> int:
+        """What a step saves if a buffer is written into fast memory."""
+        return buffer.benefit_ns * self.operations[buffer.begin].repeats
+
     @property
     def slow_ns(self) -> int:
         """A step with everything in HBM."""
@@ -143,3 +151,8 @@ class MemoryMapping:
     """
 
     stays: tuple[Stay, ...]
+
+    @property
+    def served(self) -> frozenset[tuple[int, int]]:
+        """(buffer, number of its use) of all uses that read fast memory."""
+        return frozenset((stay.buffer, use) for stay in self.stays for use in stay.uses)

@@ -9,14 +9,15 @@ from memory_planner.assignment_log import AssignmentLogError, read_log
 from memory_planner.errors import MemoryPlannerError
 from memory_planner.evaluation import NOTHING_FAST, Compiler, CompilerFailure, Evaluator, Trial
 from memory_planner.extract import Extracted, extract
+from memory_planner.games.placement import EARLIEST, LATEST
 from memory_planner.overrides import Prefetch, moved, order_options
 from memory_planner.step_cycles import StepCycles
 from passes.hlo.errors import HloError
 from passes.hlo.machine import MachineModel
 from passes.hlo.parse import parse
 
-# Eagerness of candidates (default, earliest, latest) as the compiler has it.
-_EAGERNESS = {1: 0.0, 2: 1.0}
+# Eagerness as the compiler has it; the default is not named.
+_EAGERNESS = {EARLIEST: 0.0, LATEST: 1.0}
 # What does not lie in fast memory would save this share of a step at least, or there is nothing to
 # gain worth a search.
 _LEAST_CONTENTION = 0.001
@@ -164,9 +165,9 @@ def _check_contention(session: Session) -> None:
 def _missed_ns(extracted: Extracted) -> int:
     """At most saved by the uses that the compiler's mapping does not serve from fast memory."""
     problem = extracted.problem
-    served = {(stay.buffer, use) for stay in extracted.mapping.stays for use in stay.uses}
+    served = extracted.mapping.served
     return sum(
-        use.benefit_ns * problem.operations[use.time].repeats
+        problem.benefit_ns(use)
         for number, buffer in enumerate(problem.buffers)
         for n, use in enumerate(buffer.uses)
         if (number, n) not in served

@@ -6,7 +6,7 @@ inside them, are; they are alike when they do the same kinds of work, in whateve
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from passes.hlo.module import Computation, HloModule, Instruction
 from passes.hlo.shapes import Array, Shape, arrays
@@ -40,15 +40,7 @@ def _positions(module: HloModule, c: Computation, i: Instruction) -> Iterator[tu
 
 def signature(module: HloModule, c: Computation, i: Instruction) -> str:
     """A digest that is equal for operations of equal work."""
-    digest = hashlib.sha256()
-    digest.update(_line(i).encode())
-    for number, array in _positions(module, c, i):
-        digest.update(f"{number} {_shape(array)}".encode())
-    for name in i.called:
-        inner = module.computations.get(name)
-        if inner is not None:
-            digest.update(_body(inner).encode())
-    return digest.hexdigest()
+    return _digest(module, c, i, _line, _body)
 
 
 def likeness(module: HloModule, c: Computation, i: Instruction) -> str:
@@ -57,22 +49,35 @@ def likeness(module: HloModule, c: Computation, i: Instruction) -> str:
     They hold the same operations on the same shapes, but may add where others subtract, slice
     elsewhere, or do it in another order.
     """
+    return _digest(module, c, i, _kind, _alike_body)
+
+
+def _digest(
+    module: HloModule,
+    c: Computation,
+    i: Instruction,
+    line: Callable[[Instruction], str],
+    body: Callable[[Computation], str],
+) -> str:
+    """Of an operation's own line, the shapes it works on, and the computations that it calls."""
     digest = hashlib.sha256()
-    digest.update(_kind(i).encode())
+    digest.update(line(i).encode())
     for number, array in _positions(module, c, i):
         digest.update(f"{number} {_shape(array)}".encode())
     for name in i.called:
         inner = module.computations.get(name)
         if inner is not None:
-            digest.update("\n".join(sorted(_alike_lines(inner))).encode())
+            digest.update(body(inner).encode())
     return digest.hexdigest()
 
 
-def _alike_lines(c: Computation) -> Iterator[str]:
+def _alike_body(c: Computation) -> str:
+    lines = []
     for j in c.instructions:
         operands = [c.by_name[name] for name in j.operands if name in c.by_name]
         number = "" if j.number is None else str(j.number)
-        yield f"{_kind(j)} {_shape(j.shape)} {number} {[_kind(o) for o in operands]}"
+        lines.append(f"{_kind(j)} {_shape(j.shape)} {number} {[_kind(o) for o in operands]}")
+    return "\n".join(sorted(lines))
 
 
 def _kind(i: Instruction) -> str:

@@ -209,6 +209,11 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
                     yield from equations(closed(item)[0])
 
 
+def equation_count(jaxpr: ClosedJaxpr | Jaxpr) -> int:
+    """Equations, those of called and nested programs included."""
+    return sum(1 for _ in equations(closed(jaxpr)[0]))
+
+
 def reverse_rule(eqn: JaxprEqn) -> tuple[ClosedJaxpr, ClosedJaxpr]:
     """How a custom derivative runs: (operands -> results and residuals, residuals and cotangents of
     the results -> cotangents of the operands).

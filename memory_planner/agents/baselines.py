@@ -14,9 +14,7 @@ from memory_planner.problem import Buffer, MemoryProblem
 
 def total_benefit_ns(problem: MemoryProblem, buffer: Buffer) -> int:
     """What a step saves if the buffer lies in fast memory all its life."""
-    operations = problem.operations
-    own = buffer.benefit_ns * operations[buffer.begin].repeats
-    return own + sum(use.benefit_ns * operations[use.time].repeats for use in buffer.uses)
+    return problem.birth_benefit_ns(buffer) + sum(map(problem.benefit_ns, buffer.uses))
 
 
 def by_benefit(problem: MemoryProblem) -> tuple[int, ...]:

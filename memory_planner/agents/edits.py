@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from memory_planner.agents.candidates import Candidate
+from memory_planner.games.placement import EARLIEST
 from memory_planner.problem import MemoryMapping, MemoryProblem, Stay
 from memory_planner.replay import replay
 
@@ -21,9 +22,6 @@ class Kind(enum.Enum):
     FIRST = "placed first"
     LAST = "placed last"
     EARLIEST = "copied as early as can be"
-
-
-_EARLIEST = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ def applied(candidate: Candidate, edits: Sequence[Edit]) -> Candidate:
     order, eagerness = list(candidate.order), list(candidate.eagerness)
     for edit in edits:
         if edit.kind is Kind.EARLIEST:
-            eagerness[edit.buffer] = _EARLIEST
+            eagerness[edit.buffer] = EARLIEST
         else:
             order.remove(edit.buffer)
             order.insert(0 if edit.kind is Kind.FIRST else len(order), edit.buffer)
@@ -73,17 +71,14 @@ def stakes(problem: MemoryProblem, mapping: MemoryMapping) -> Stakes:
     for the part of the time between two of their uses that it is there, less what it saves itself.
     WAITS: for its copies.
     """
-    served = {(stay.buffer, use) for stay in mapping.stays for use in stay.uses}
-    missed = _missed(problem, mapping, served)
+    served, missed = mapping.served, _missed(problem, mapping)
     waits = replay(problem, mapping).waits_ns
     found: dict[Reason, dict[Edit, float]] = {reason: {} for reason in Reason}
     for number, buffer in enumerate(problem.buffers):
         own = [m for m in missed if m.buffer == number]
         stays = [stay for stay in mapping.stays if stay.buffer == number]
         saved = sum(
-            use.benefit_ns * problem.operations[use.time].repeats
-            for n, use in enumerate(buffer.uses)
-            if (number, n) in served
+            problem.benefit_ns(use) for n, use in enumerate(buffer.uses) if (number, n) in served
         )
         last, early = Edit(number, Kind.LAST), Edit(number, Kind.EARLIEST)
         found[Reason.MISSED][Edit(number, Kind.FIRST)] = sum(m.benefit_ns for m in own)
@@ -167,21 +162,19 @@ class _Missed:
     benefit_ns: float
 
 
-def _missed(
-    problem: MemoryProblem, mapping: MemoryMapping, served: set[tuple[int, int]]
-) -> list[_Missed]:
+def _missed(problem: MemoryProblem, mapping: MemoryMapping) -> list[_Missed]:
     """All of them, and definitions that write to HBM."""
+    served = mapping.served
     born = {s.buffer for s in mapping.stays if _is_born(problem, s)}
     found = []
     for number, buffer in enumerate(problem.buffers):
         size, since = buffer.size_bytes, buffer.begin
         if not buffer.starts_in_hbm and number not in born:
-            benefit = buffer.benefit_ns * problem.operations[since].repeats
+            benefit = problem.birth_benefit_ns(buffer)
             found.append(_Missed(number, size, since, since + 1, benefit))
         for n, use in enumerate(buffer.uses):
             if (number, n) not in served:
-                benefit = use.benefit_ns * problem.operations[use.time].repeats
-                found.append(_Missed(number, size, since, use.time + 1, benefit))
+                found.append(_Missed(number, size, since, use.time + 1, problem.benefit_ns(use)))
             since = use.time
     return [m for m in found if m.benefit_ns > 0]
 
