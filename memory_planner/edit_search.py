@@ -2,14 +2,16 @@
 
 start    screen given orders; compile the most promising, which tells of placements unlike the
          compiler's own
-improve  change the best by what is at stake in its mapping; keep what screening likes
+improve  change the best by what is at stake in its mapping, cross it with another good one, or try
+         one more order to start with, whichever has helped before; keep what screening likes
 confirm  compile the best wholly; what that teaches re-ranks everything, and the next round begins
 """
 
 import contextlib
 import dataclasses
+import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,8 +23,10 @@ from memory_planner.extract import Extracted
 from memory_planner.problem import MemoryMapping
 from memory_planner.session import CannotMapError, Session, explained
 
-# Of the screened compilations, those for orders to start with.
-_START_SHARE = 1 / 3
+# Of the screened compilations, those that orders to start with have in any case.
+_START_SHARE = 1 / 4
+# With which the best is crossed: one of so many best.
+_PARENTS = 6
 # With few buffers most changes lead to orders that are known: give up after so many in a row.
 _PATIENCE = 50
 
@@ -55,31 +59,83 @@ def edit_search(
       limits: of the search.
     """
     rng, book = np.random.default_rng(limits.seed), _Book(session, method, limits)
-    for candidate in starts[: max(1, int(limits.assignments * _START_SHARE))]:
+    first = max(1, int(limits.assignments * _START_SHARE))
+    for candidate in starts[:first]:
         book.ask(candidate)
     book.confirm(book.most_promising())
-    queue = Queue(_stakes(session, book.best()), rng)
+    sources = _Sources(Queue(_stakes(session, book.best()), rng), list(starts[first:]), rng)
     while book.screens_left > 0:
         share = math.ceil(book.screens_left / max(1, book.compiles_left))
-        if not _improve(book, queue, rng, share):
+        if not _improve(book, sources, share):
             break
         book.confirm(book.best())
+        sources.queue.renew(_stakes(session, book.best()))
     return book.trials()
 
 
-def _improve(book: "_Book", queue: Queue, rng: np.random.Generator, screens: int) -> bool:
-    """Change the best order until so many were screened; False where nothing new came up."""
-    current, until, fruitless = book.best(), book.screens_left - screens, 0
+def _improve(book: "_Book", sources: "_Sources", screens: int) -> bool:
+    """Look for something better until so many were screened; False where nothing new came up."""
+    until, fruitless = book.screens_left - screens, 0
     while book.screens_left > until and fruitless < _PATIENCE:
-        group, left = queue.next(), book.screens_left
-        candidate = applied(current, group) if group else _neighbour(current, rng)
-        change = book.total(current) - book.ask(candidate)
+        left, best = book.screens_left, book.total(book.best())
+        candidate, tell = sources.next(book)
+        change = best - book.ask(candidate)
         fruitless = fruitless + 1 if book.screens_left == left else 0
-        if group is not None:
-            queue.tell(group, change)
-        if change > 0:
-            current = candidate
+        tell(change)
     return fruitless < _PATIENCE
+
+
+class _Source(enum.Enum):
+    """Where a candidate comes from."""
+
+    CHANGE = "a change of the best"
+    START = "an order to start with"
+    CROSSOVER = "two of the good ones, crossed"
+
+
+class _Sources:
+    """Candidates from the source that is drawn by how often it has led to something better.
+
+    By Thompson's sampling, as `edits.Queue` draws reasons.
+    """
+
+    def __init__(self, queue: Queue, starts: list[Candidate], rng: np.random.Generator) -> None:
+        self.queue = queue
+        self._starts, self._rng = starts, rng
+        self._helped, self._failed = dict.fromkeys(_Source, 0), dict.fromkeys(_Source, 0)
+
+    def next(self, book: "_Book") -> tuple[Candidate, Callable[[float], None]]:
+        """(A candidate, what to call with how much better than the best it is)."""
+        good = book.ranked()[:_PARENTS]
+        has = {_Source.CHANGE: True, _Source.START: self._starts, _Source.CROSSOVER: good[1:]}
+        open_sources = [source for source in _Source if has[source]]
+        chances = [self._rng.beta(1 + self._helped[s], 1 + self._failed[s]) for s in open_sources]
+        source = open_sources[int(np.argmax(chances))]
+        group = None
+        if source is _Source.START:
+            candidate = self._starts.pop(0)
+        elif source is _Source.CROSSOVER:
+            candidate = _crossed(good, self._rng)
+        else:
+            group = self.queue.next()
+            candidate = applied(good[0], group) if group else _neighbour(good[0], self._rng)
+
+        def tell(change: float) -> None:
+            (self._helped if change > 0 else self._failed)[source] += 1
+            if group is not None:
+                self.queue.tell(group, change)
+
+        return candidate, tell
+
+
+def _crossed(good: Sequence[Candidate], rng: np.random.Generator) -> Candidate:
+    """The best's order crossed with another's, eagerness from either."""
+    mother, father = good[0], good[int(rng.integers(1, len(good)))]
+    if rng.random() < 0.5:
+        mother, father = father, mother
+    order = local_search.order_crossover(rng, np.array(mother.order), np.array(father.order))
+    eager = np.where(rng.random(len(order)) < 0.5, mother.eagerness, father.eagerness)
+    return Candidate(tuple(map(int, order)), tuple(map(int, eager)), -np.inf)
 
 
 def _neighbour(candidate: Candidate, rng: np.random.Generator) -> Candidate:
@@ -151,6 +207,10 @@ class _Book:
     def total(self, candidate: Candidate) -> float:
         """Cycles and stalls as compiled, else as screened; infinite where the compiler failed."""
         return _believed(self._trials[candidate])
+
+    def ranked(self) -> list[Candidate]:
+        """Those that compile, best first."""
+        return sorted((c for c in self._trials if math.isfinite(self.total(c))), key=self.total)
 
     def best(self) -> Candidate:
         return min(self._trials, key=self.total)

@@ -110,7 +110,11 @@ class Queue:
         self._drawn: dict[tuple[Edit, ...], Reason] = {}
         self._urgent: list[tuple[Edit, ...]] = []
         self._tried: set[Edit] = set()
-        self._left = {reason: _shuffled(stakes.get(reason, {}), rng) for reason in Reason}
+        self.renew(stakes)
+
+    def renew(self, stakes: Stakes) -> None:
+        """Go on with what is at stake now; changes that were tried do not come again."""
+        self._left = {reason: _shuffled(stakes.get(reason, {}), self._rng) for reason in Reason}
 
     def next(self) -> tuple[Edit, ...] | None:
         """The next group, all of one kind; None when nothing is left."""

@@ -1,5 +1,7 @@
 """The search by small changes, on a compiler whose best order is known."""
 
+import itertools
+
 import pytest
 
 from memory_planner.agents.candidates import Candidate
@@ -53,6 +55,17 @@ def test_a_candidate_that_does_not_compile_does_not_end_the_search() -> None:
     totals = [t.confirmed.total for t in trials if t.confirmed is not None]
     # Both of the best pair lie in fast memory, but v.2 is placed before v.3.
     assert min(totals) == step_cycles_with(2, 3)
+
+
+def test_orders_to_start_with_go_on_being_tried_after_the_first() -> None:
+    """A quarter of the screens are theirs in any case; the rest has to be drawn."""
+    starts = [start(*order) for order in itertools.permutations(range(4))]
+    session = open_session(ChainCompiler(), MACHINE)
+    trials = edit_search(session, "mine", starts, Limits(16, 1))
+    asked = [tuple(session.options(s.order, s.eagerness).items()) for s in starts]
+    numbers = [asked.index(t.options) for t in trials if t.options in asked]
+    assert {1, 2, 3} <= set(numbers)  # the first is the compiler's own
+    assert max(numbers) > 3
 
 
 def test_the_search_is_the_same_for_a_seed() -> None:
