@@ -6,14 +6,18 @@ from typing import Any
 from passes import ir
 
 
-def inline_calls(program: ir.ClosedJaxpr) -> ir.ClosedJaxpr:
+def inline_calls(program: ir.ClosedJaxpr, calls: frozenset[str] = ir.PLAIN_CALLS) -> ir.ClosedJaxpr:
     """The program with its plain calls inlined, at the top level.
 
     Each call site gets variables of its own, although JAX shares the callee between them. Custom
     derivatives, checkpoints and loops stay what they are.
+
+    Args:
+      program: the program.
+      calls: the primitives that are inlined.
     """
     jaxpr, consts = ir.closed(program)
-    flat = _Flat()
+    flat = _Flat(calls)
     env: dict[Any, Any] = {}
     constvars = [
         flat.constant(var, const) for var, const in zip(jaxpr.constvars, consts, strict=True)
@@ -27,7 +31,8 @@ def inline_calls(program: ir.ClosedJaxpr) -> ir.ClosedJaxpr:
 
 
 class _Flat:
-    def __init__(self) -> None:
+    def __init__(self, calls: frozenset[str]) -> None:
+        self.calls = calls
         self.eqns: list[ir.JaxprEqn] = []
         self.constants: dict[ir.Var, Any] = {}
 
@@ -41,7 +46,7 @@ class _Flat:
         for eqn in eqns:
             operands = [x if ir.is_literal(x) else env[x] for x in eqn.invars]
             called = ir.callee(eqn)
-            if called is not None and eqn.primitive.name in ir.PLAIN_CALLS:
+            if called is not None and eqn.primitive.name in self.calls:
                 jaxpr = ir.inlined(called[0], eqn)
                 inner: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
                 for var, value in zip(jaxpr.constvars, called[1], strict=True):

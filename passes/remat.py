@@ -18,11 +18,13 @@ from passes import ir
 from passes.equation_cost import CostModel
 from passes.errors import PassError
 from passes.inline_calls import inline_calls
-from passes.program import Program, Role, Spec
+from passes.program import Program, Role
 from passes.remat_body import NamedBody, flat_body
 from passes.remat_problem import Choice, Rates, kept_bytes
+from passes.remat_regions import count_regions, with_policy
 from passes.remat_solver import saved_bytes, solve_any
 from passes.remat_trace import BlockTrace, Loop, trace_block, value_names
+from passes.spec import Spec
 from passes.token_split import split_tokens, token_splits
 
 _POLICIES = jax.checkpoint_policies
@@ -46,7 +48,8 @@ DECISION = "what loops keep for the backward pass (remat(offload='auto') saves a
 class Remat:
     """Chooses what the program's loops over layers keep for the backward pass.
 
-    It replaces the checkpoint regions that their bodies have.
+    It replaces the checkpoint regions that their bodies have. One of JAX's policies is that of the
+    regions around unrolled layers, too; a program without loops may have nothing else.
 
     Attributes:
       policy: `auto`: decided by cost under the budget; or one of JAX's own for every loop: `full`
@@ -73,17 +76,13 @@ class Remat:
         """The program with a checkpoint region around each loop's body.
 
         Raises:
-          PassError: no loop over parameters, an unknown setting, no plan, or a budget that is too
-            small.
+          PassError: no loop over parameters (and no region of the user's, for a policy of JAX's),
+            an unknown setting, no plan, or a budget that is too small.
         """
         self._check(program)
-        flat, loops = flat_loops(program)
         if self.policy != "auto":
-            policy = _BUILT_IN[self.policy]
-            bodies = {id(x.eqn): checkpointed(x, {}, policy) for x in loops}
-            return with_bodies(flat, bodies).noting(
-                f"{len(loops)} loops under JAX's policy {self.policy!r}"
-            )
+            return self._built_in(program)
+        flat, loops = flat_loops(program)
         candidates = [Candidate(flat, planned_blocks(flat, loops))]
         if self.token_wise:
             candidates += split_candidates(flat, loops)
@@ -100,6 +99,21 @@ class Remat:
             *note,
             *summary(traces, choice),
         )
+
+    def _built_in(self, program: Program) -> Program:
+        """The program with all loops and all of the user's regions under one of JAX's policies."""
+        flat, loops = _flattened(program)
+        regions = count_regions(flat.jaxpr)
+        if not loops and not regions:
+            raise PassError(_no_loop(program, ", or jax.checkpoint around its layers"))
+        policy = _BUILT_IN[self.policy]
+        bodies = {id(x.eqn): checkpointed(x, {}, policy) for x in loops}
+        done = with_bodies(flat, bodies)
+        if regions:
+            saving = None if self.policy == "none" else policy
+            done = dataclasses.replace(done, jaxpr=with_policy(done.jaxpr, saving))
+        changed = [f"{n} {what}" for n, what in ((len(loops), "loops"), (regions, "regions")) if n]
+        return done.noting(f"{' and '.join(changed)} under JAX's policy {self.policy!r}")
 
     def _check(self, program: Program) -> None:
         if self.policy != "auto" and self.policy not in _BUILT_IN:
@@ -135,18 +149,26 @@ def flat_loops(program: Program) -> tuple[Program, list[Loop]]:
     Raises:
       PassError: there is none, or the gradient is no longer that of the equations.
     """
+    flat, loops = _flattened(program)
+    if not loops:
+        raise PassError(_no_loop(program))
+    return flat, loops
+
+
+def _no_loop(program: Program, otherwise: str = "") -> str:
+    return (
+        f"{program.name} has no loop over layers: put stack_layers before, or build the model with "
+        f"scanned layers{otherwise}"
+    )
+
+
+def _flattened(program: Program) -> tuple[Program, list[Loop]]:
     if program.gradient is not None:
         raise PassError("the gradient is computed by a pass before it: put this one first")
     jaxpr, consts = ir.closed(inline_calls(program.jaxpr))
     eqns = [flat_body(eqn) if eqn.primitive.name == "scan" else eqn for eqn in jaxpr.eqns]
     flat = dataclasses.replace(program, jaxpr=ir.ClosedJaxpr(jaxpr.replace(eqns=eqns), consts))
-    loops = list(_loops(flat))
-    if not loops:
-        raise PassError(
-            f"{program.name} has no loop over layers: put stack_layers before, or build the model "
-            "with scanned layers"
-        )
-    return flat, loops
+    return flat, list(_loops(flat))
 
 
 def _loops(program: Program) -> Iterator[Loop]:

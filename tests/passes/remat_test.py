@@ -19,9 +19,10 @@ from passes.errors import PassError
 from passes.hlo.machine import MachineModel
 from passes.microbatch import Microbatch
 from passes.pass_pipeline import run_passes
-from passes.program import Leaf, Placement, Program, Role, Spec
+from passes.program import Leaf, Placement, Program, Role
 from passes.remat import Remat, default_budget, flat_loops, planned_blocks
 from passes.remat_body import reads_own_result
+from passes.spec import Spec
 from passes.stack_layers import StackLayers
 from tests.passes import programs
 
@@ -93,6 +94,40 @@ def stated_bytes(program: Program) -> float:
 def test_presets_keep_loss_and_gradients(policy: Any) -> None:
     before = llama()
     programs.assert_same(before, Remat(policy=policy).apply(before))
+
+
+@pytest.mark.parametrize("policy", ["full", "dots_no_batch", "dots", "none"])
+def test_presets_are_those_of_unrolled_layers_too(policy: Any) -> None:
+    before = llama(num_layers=2, scan_layers=False, remat="full")
+    after = Remat(policy=policy).apply(before)
+    programs.assert_same(before, after)
+    assert f"2 regions under JAX's policy {policy!r}" in after.notes
+    regions = [e for e in after.jaxpr.jaxpr.eqns if e.primitive.name in ir.CHECKPOINTS]
+    assert len(regions) == (0 if policy == "none" else 2)
+
+
+def test_presets_save_what_they_say_of_unrolled_layers() -> None:
+    before = llama(num_layers=2, scan_layers=False, remat="full")
+    kept = [saved_arrays(Remat(p).apply(before)) for p in ("full", "dots_no_batch", "dots", "none")]
+    totals = [sum(math.prod(shape) * n for shape, n in arrays.items()) for arrays in kept]
+    assert totals == sorted(set(totals))
+
+
+def test_loops_and_regions_are_changed_together() -> None:
+    def layer(x: Any, w: Any) -> Any:
+        return jnp.tanh(x @ w)
+
+    def loss(params: Any, batch: Any) -> Any:
+        x = jax.checkpoint(layer)(batch, params["first"])
+        x, _ = jax.lax.scan(lambda x, w: (layer(x, w), None), x, params["rest"])
+        return jnp.mean(x**2)
+
+    shapes = {"first": (8, 8), "rest": (4, 8, 8)}
+    params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in shapes.items()}
+    before = programs.of_function(loss, params, jax.ShapeDtypeStruct((2, 8), jnp.float32))
+    after = Remat(policy="dots").apply(before)
+    programs.assert_same(before, after)
+    assert "1 loops and 1 regions under JAX's policy 'dots'" in after.notes
 
 
 @pytest.mark.parametrize(
@@ -280,6 +315,8 @@ def test_bad_input_is_refused() -> None:
         Remat().apply(dataclasses.replace(program, placement=None))
     with pytest.raises(PassError, match="no loop over layers"):
         Remat().apply(planned(programs.of_spec("mlp")))
+    with pytest.raises(PassError, match=r"scanned layers, or jax\.checkpoint around its layers"):
+        Remat("dots").apply(planned(programs.of_spec("mlp")))
     with pytest.raises(PassError, match=r"less than what must be kept .* allow offload='auto'"):
         Remat(budget_bytes=1).apply(program)
 
