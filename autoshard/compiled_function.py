@@ -18,7 +18,8 @@ from autoshard.report import MemoryReport, memory_report
 from autoshard.target import Target
 from autoshard.target_report import report_on_target
 from autoshard.trace import abstract, trace_function
-from passes.program import Role, partition_spec
+from passes.program import Role
+from passes.spec import partition_spec
 
 
 def default_roles(count: int) -> tuple[Role, ...]:

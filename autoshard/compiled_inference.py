@@ -34,7 +34,7 @@ from autoshard.report import MemoryReport, memory_report
 from autoshard.target import Target, check_context
 from autoshard.target_report import report_on_target
 from autoshard.verified_choice import searched
-from passes.program import partition_spec
+from passes.spec import partition_spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from autoshard.errors import MeshError
 
-Spec = tuple[
-    tuple[str, ...], ...
-]  # for each dimension, the axis parts that shard it, major to minor
+# For each dimension, the axis parts that shard it, major to minor.
+Spec = tuple[tuple[str, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,8 @@ from passes.pass_pipeline import run_passes
 from passes.pipeline import Pipeline
 from passes.pipelining.closed_forms import ScheduleName, TickCosts, bubble
 from passes.precision import MixedPrecision
-from passes.program import Placement, Program, Role, Spec
+from passes.program import Placement, Program, Role
+from passes.spec import Spec
 
 TOPOLOGY = "v5p:2x2x2"
 MESH = "stage=4,data=2"

@@ -42,8 +42,9 @@ from passes import ir
 from passes.hlo.parse import parse
 from passes.hlo.schedule import simulate
 from passes.pass_pipeline import run_passes
-from passes.program import Leaf, Placement, Program, Role, Spec
+from passes.program import Leaf, Placement, Program, Role
 from passes.remat import Remat
+from passes.spec import Spec
 
 GIB = 2**30
 BAR = 0.10

@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding
 from passes import ir
 from passes.errors import PassError
 from passes.inline_calls import inline_calls
-from passes.program import Placement, Program, Spec, partition_spec
+from passes.program import Placement, Program
+from passes.spec import Spec, partition_spec
 
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 

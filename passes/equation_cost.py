@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from passes import ir
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import MachineModel, hlo_dtype
-from passes.program import Leaf, Role, Spec
+from passes.program import Leaf, Role
+from passes.spec import Spec
 
 _FREE = frozenset(
     "reshape transpose slice broadcast_in_dim squeeze expand_dims iota convert_element_type name "

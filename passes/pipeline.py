@@ -27,7 +27,8 @@ from passes.pipelining.stages import StageLayout, cut_stages
 from passes.pipelining.vocabulary import Vocabulary, find_vocabulary, source_of
 from passes.pipelining.ways import split_microbatches
 from passes.pipelining.zero_bubble import zero_bubble
-from passes.program import Placement, Program, Role, Spec
+from passes.program import Placement, Program, Role
+from passes.spec import Spec
 
 _SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 

@@ -9,19 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from passes.hlo.machine import MachineModel
 from passes.ir import ClosedJaxpr, Var
+from passes.row_lookup import Lookup
+from passes.spec import Spec
 from passes.split import BatchSplit
-
-# For each dimension of an array, the mesh axes that shard it.
-Spec = tuple[tuple[str, ...], ...]
-
-
-def partition_spec(spec: Spec) -> PartitionSpec:
-    """JAX's form of a spec."""
-    return PartitionSpec(*(dim if len(dim) > 1 else (dim[0] if dim else None) for dim in spec))
 
 
 class Role(enum.Enum):
@@ -94,6 +88,22 @@ class Gather(Protocol):
 
     def of_slice(self, dim: int) -> Gather | None:
         """The same for one slice along `dim`; None where the stored array is cut along `dim`."""
+
+    def of_rows(self, lookup: Lookup) -> RowGather | None:
+        """How rows of it are looked up in its shards; None where it is to be gathered first."""
+
+
+class RowGather(Protocol):
+    """Rows of a table, looked up in its shards."""
+
+    def __call__(self, table: Any, indices: Any, take: Callable[[Any, Any], Any]) -> Any:
+        """The rows, laid out for use.
+
+        Args:
+          table: as stored.
+          indices: of the rows.
+          take: from an array like the table, and indices, to rows.
+        """
 
 
 class GradientRule(Protocol):

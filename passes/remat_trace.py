@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from passes import ir
 from passes.equation_cost import CostModel
-from passes.program import Spec
 from passes.remat_body import NamedBody
 from passes.remat_problem import BlockProblem, Step, Value
+from passes.spec import Spec
 
 _TAG = "remat:"
 _RANDOM = frozenset("random_bits threefry2x32 random_gamma".split())

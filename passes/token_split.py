@@ -27,9 +27,9 @@ from passes.cut_rules import CannotCut, bind
 from passes.cut_values import Value
 from passes.equation_cost import CostModel
 from passes.errors import PassError
-from passes.program import Spec
 from passes.remat_body import differentiable, floating_of, pushforward
 from passes.remat_trace import Loop
+from passes.spec import Spec
 
 _EIGHTHS = 8
 _TILES = (128, 8, 1)

@@ -16,7 +16,8 @@ from passes.constrain import Constrain
 from passes.errors import PassError
 from passes.hlo.machine import MachineModel
 from passes.pass_pipeline import run_passes
-from passes.program import Placement, Program, Spec, partition_spec
+from passes.program import Placement, Program
+from passes.spec import Spec, partition_spec
 from tests.passes import programs
 
 MACHINE = MachineModel("cpu", "cpu", 1e9, (("f32", 1e9),), 1e9, 1 << 30, 1e9, 1 << 20, 1e9, (), ())

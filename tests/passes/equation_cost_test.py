@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from passes import ir
 from passes.equation_cost import CostModel, EquationCost, array_bytes
 from passes.hlo.machine import Axis, Fabric, MachineModel
-from passes.program import Spec
+from passes.spec import Spec
 
 LINK = 1e9
 MACHINE = MachineModel(

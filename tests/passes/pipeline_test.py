@@ -18,7 +18,8 @@ from passes.microbatch import Microbatch
 from passes.pass_pipeline import run_passes
 from passes.pipeline import Pipeline
 from passes.pipelining.rule import Pipelined
-from passes.program import Placement, Program, Role, Spec
+from passes.program import Placement, Program, Role
+from passes.spec import Spec
 from tests.passes import programs
 
 MACHINE = MachineModel("cpu", "cpu", 1e9, (("f32", 1e9),), 1e9, 1 << 30, 1e9, 1 << 20, 1e9, (), ())
