@@ -49,7 +49,7 @@ def space_of(question: Question) -> Space:
         column_units=column_units(subject, units),
         trains=question.trains,
         memories=memory_choices(
-            bool(subject.analysis.graph.loops),
+            bool(subject.analysis.graph.loops) or question.variants.has_regions,
             options.microbatches if question.trains else (1,),
             min(rows, default=1),
             options.choose_passes and question.trains,

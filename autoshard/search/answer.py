@@ -7,6 +7,7 @@ from autoshard.search.evaluate import Evaluated
 from autoshard.search_record import RunnerUp, SearchRecord
 
 _FAR = 1.6  # times the best, by the estimate: not worth compiling
+_LESS = 0.5  # of the memory of the best
 _LATER = 3  # places that each further choice of one layout stands behind its rank
 
 
@@ -44,13 +45,13 @@ class Answer:
 
         What is compiled to be compared should differ, and the estimate is least sure of what the
         compiler makes of what is saved, and of what it hides. So after the best come the best that
-        saves what the model was written to save, and the best that does and stores otherwise
-        (sharded or whole) if it is not far behind; and a layout's further choices of what is saved
-        stand behind other layouts.
+        saves what the model was written to save; if they are not far behind, the best that saves
+        something else and takes half of the memory, and the best that stores otherwise (sharded or
+        whole); and a layout's further choices of what is saved stand behind other layouts.
         """
         distinct = self._distinct()
         first = distinct[:1]
-        for differs in (_as_written, _stored_otherwise):
+        for differs in (_as_written, _saves_less, _stored_otherwise):
             found = next((x for x in distinct if first and differs(x, first[0])), None)
             if found is not None and found not in first:
                 first.append(found)
@@ -69,7 +70,8 @@ class Answer:
         for one in self.ranked:
             if one.layout is None or not one.fits(self.record.limit_bytes):
                 continue
-            keys = {(_layout(one), one.decision.memory), (_layout(one), one.cost)}
+            assert one.cost is not None
+            keys = {(_layout(one), one.decision.memory), (one.cost.time, one.cost.memory)}
             if not keys & seen:
                 found.append(one)
             seen |= keys
@@ -79,6 +81,19 @@ class Answer:
 def _as_written(one: Evaluated, best: Evaluated) -> bool:
     del best
     return one.decision.memory.remat == AS_WRITTEN
+
+
+def _saves_less(one: Evaluated, best: Evaluated) -> bool:
+    """Whether it saves something and needs half of the memory."""
+    assert one.cost is not None
+    assert best.cost is not None
+    mine, others = one.decision.memory, best.decision.memory
+    return (
+        mine.microbatches == others.microbatches
+        and mine.remat not in (AS_WRITTEN, "full", others.remat)
+        and one.cost.memory.total_bytes <= _LESS * best.cost.memory.total_bytes
+        and one.cost.time.total_s <= _FAR * best.cost.time.total_s
+    )
 
 
 def _stored_otherwise(one: Evaluated, best: Evaluated) -> bool:

@@ -317,7 +317,7 @@ def open_shapes(
     forbidden: Sequence[str],
     stages: Sequence[int] = (),
 ) -> tuple[MeshShape, ...]:
-    """Meshes of `count` devices; only `data` crosses slices.
+    """Meshes of `count` devices; only `data` crosses slices, and `fsdp` is inside of `data`.
 
     Args:
       count: devices.
@@ -349,6 +349,8 @@ def open_shapes(
         if left % slices:
             continue
         own = dict(zip(wide, sizes, strict=True))
+        if left == 1 and own.get("fsdp", 1) > 1:
+            continue  # the same as `data` alone
         extra = [(n, s) for n, s in own.items() if s > 1 and n != "model"]
         names = ("data", *(n for n, _ in extra), "model")
         shapes.append(MeshShape(names, (left, *(s for _, s in extra), own.get("model", 1))))
@@ -356,11 +358,18 @@ def open_shapes(
 
 
 def memory_choices(
-    has_loops: bool, counts: Sequence[int], rows: int, choose: bool
+    saving: bool, counts: Sequence[int], rows: int, choose: bool
 ) -> tuple[MemoryChoice, ...]:
-    """What a step may keep, plainest first."""
+    """What a step may keep, plainest first.
+
+    Args:
+      saving: whether there are loops or regions whose policy can be chosen.
+      counts: of microbatches.
+      rows: of the batch.
+      choose: whether anything is to be chosen.
+    """
     if not choose:
         return (MemoryChoice(),)
-    policies = (AS_WRITTEN, *POLICIES) if has_loops else (AS_WRITTEN,)
+    policies = (AS_WRITTEN, *POLICIES) if saving else (AS_WRITTEN,)
     fitting = [n for n in counts if rows % n == 0] or [1]
     return tuple(MemoryChoice(policy, count) for count in fitting for policy in policies)

@@ -4,6 +4,7 @@ Each variant is traced and analysed once, for all layouts.
 """
 
 import dataclasses
+import functools
 
 from autoshard.cost import Costed
 from autoshard.errors import PassError, PlanError
@@ -13,9 +14,11 @@ from autoshard.search.decision import AS_WRITTEN, MemoryChoice
 from autoshard.trace import gradient_program
 from autoshard.value_specs import laid_out
 from passes import errors as pass_errors
+from passes.inline_calls import inline_calls
 from passes.microbatch import in_microbatches
 from passes.program import Program
 from passes.remat import Remat
+from passes.remat_regions import count_regions
 
 # From what is computed again the most to what is saved the most.
 POLICIES = ("full", "dots_no_batch", "dots", "none")
@@ -41,11 +44,16 @@ class Variants:
         """The program without further choices."""
         return self.of(MemoryChoice())
 
+    @functools.cached_property
+    def has_regions(self) -> bool:
+        """Whether there are checkpoint regions of the user's outside loops."""
+        return count_regions(inline_calls(self.program.jaxpr)) > 0
+
     def of(self, memory: MemoryChoice) -> Costed:
         """The program under a choice; of one with microbatches, a single one.
 
         Raises:
-          PassError: the program has no loop to choose for, or its batch cannot be cut.
+          PassError: the program has no loop or region to choose for, or its batch cannot be cut.
         """
         key = (memory.remat, memory.microbatches)
         if key not in self._known:

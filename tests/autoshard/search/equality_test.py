@@ -33,13 +33,24 @@ def test_the_searched_plan_equals_one_device(family: str, share: float) -> None:
     layers = {"resnet": {}, "gpt2": {"num_layers": 4}}.get(family, {"scan_layers": True})
     spec = cases.small(family, **layers)
     batch = cases.random_batch(spec.example_batch(8))
-    params, loss, gradients = cases.reference(spec, batch)
     whole = cases.compile_case(spec, "data=8", "data", optimizer=optax.sgd(1.0)).plan
     limit = int(share * whole.cost.memory.total_bytes)
     compiled = searched(spec, batch, passes="auto", memory_limit_bytes=limit)
     assert compiled.plan.cost.memory.total_bytes <= limit
     assert compiled.plan.search is not None
+    check(compiled, spec, batch)
 
+
+def test_regions_of_unrolled_layers_are_given_up_where_memory_allows() -> None:
+    spec = cases.small("llama", remat="full")
+    batch = cases.random_batch(spec.example_batch(8))
+    compiled = searched(spec, batch, passes="auto")
+    assert "remat(policy='none')" in [str(record) for record in compiled.plan.passes]
+    check(compiled, spec, batch)
+
+
+def check(compiled: autoshard.CompiledModel, spec: Any, batch: Any) -> None:
+    params, loss, gradients = cases.reference(spec, batch)
     state = compiled.init(0)
     before = jax.device_get(compiled.to_user_state(state).params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, params)

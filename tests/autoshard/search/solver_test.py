@@ -104,3 +104,10 @@ def test_the_search_takes_what_is_slower_where_memory_is_short() -> None:
     least = both(question(wide.program(), 8, 4 * 2 * 4096 * 16384 // 2))
     assert least.found_s == least.best_s
     assert least.found_s >= whole.found_s
+
+
+def test_an_axis_inside_of_data_stands_beside_it() -> None:
+    """Alone it would be data by another name, and be costed and compiled twice."""
+    shapes = {str(shape) for shape in open_shapes(8, 1, ("fsdp", "model"), ())}
+    assert "data=2,fsdp=4,model=1" in shapes
+    assert not any(shape.startswith("data=1,fsdp") for shape in shapes)
