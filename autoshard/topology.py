@@ -15,6 +15,9 @@ _MOST_DEVICES = 1_000_000  # each is described by itself
 _FORMS = "'v5p:4x4x4', '2x v5e:16x16' (slices), 'h100:8x4' (GPUs a host x hosts), 'cpu:8'"
 
 
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A set of devices that need not be here.
@@ -37,6 +40,11 @@ class Topology:
     network: Network | None = None
 
     def __post_init__(self) -> None:
+        if self.platform not in PLATFORMS:
+            raise MeshError(
+                f"platform {self.platform!r} is unknown: it is one of {', '.join(PLATFORMS)}; to "
+                "run on the CPU set JAX_PLATFORMS=cpu"
+            )
         if self.device_count > _MOST_DEVICES:
             raise MeshError(
                 f"{self} has {self.device_count:,} devices, and machines of at most "

@@ -137,3 +137,8 @@ def test_slices_in_three_dimensions() -> None:
 )
 def test_which_axes_close_to_rings(shape: tuple[int, ...], closed: tuple[bool, ...]) -> None:
     assert wraps(shape) == closed
+
+
+def test_a_platform_that_nothing_is_known_of_is_refused() -> None:
+    with pytest.raises(MeshError, match="platform 'METAL' is unknown: it is one of cpu, gpu, tpu"):
+        Topology("METAL", 1)
