@@ -5,7 +5,7 @@ What an expert writes with plain `jax.jit`, as MaxText lays its decoders out
 over `tensor` along heads, hidden units and words; each weight is cast to bfloat16 and gathered over
 `fsdp` where it is used; the batch is over `fsdp`, and every projection's result is constrained:
 rows over `fsdp`, heads, hidden units or words over `tensor`. A layer's activations and gathered
-weights are made again in the backward pass.
+weights are made again in the backward pass, unless that is switched off.
 
 Shapes: B batch, S positions, D width, H heads, K width of one head, F hidden units, V words.
 """
@@ -29,10 +29,10 @@ STORED: Mapping[str, P] = {
     "head": P("fsdp", "tensor"),
     "attn_norm": P(None),
     "mlp_norm": P(None),
-    "q": P("fsdp", "tensor", None),
-    "k": P("fsdp", "tensor", None),
-    "v": P("fsdp", "tensor", None),
-    "o": P("tensor", None, "fsdp"),
+    "q": P("fsdp", "tensor"),
+    "k": P("fsdp", "tensor"),
+    "v": P("fsdp", "tensor"),
+    "o": P("tensor", "fsdp"),
     "gate": P("fsdp", "tensor"),
     "up": P("fsdp", "tensor"),
     "down": P("tensor", "fsdp"),
@@ -46,21 +46,26 @@ class HandWritten:
     Attributes:
       config: sizes; heads of keys and values are those of queries.
       mesh: with axes `fsdp` and `tensor`.
+      remat: whether a layer's activations are made again in the backward pass; its gathered weights
+        are saved else, too.
+      split_heads: whether attention's kernels have dimensions for heads, [D, H, K], as MaxText's;
+        else they are those of `models.llama`, [D, H * K]. The compiler lays the heads out better.
     """
 
     config: LlamaConfig
     mesh: Mesh
+    remat: bool = True
+    split_heads: bool = False
 
     def parameters(self) -> dict[str, Any]:
         """Abstract float32 parameters, sharded as they are stored."""
-        cfg, kernel = (
-            self.config,
-            (self.config.d_model, self.config.num_heads, self.config.head_dim),
-        )
+        cfg = self.config
         width, hidden, words = cfg.d_model, cfg.d_ff, cfg.vocab_size
+        heads = (cfg.num_heads, cfg.head_dim) if self.split_heads else (width,)
+        kernel = (width, *heads)
         layer = {
             "attn_norm": (width,), "mlp_norm": (width,),
-            "q": kernel, "k": kernel, "v": kernel, "o": (*kernel[1:], width),
+            "q": kernel, "k": kernel, "v": kernel, "o": (*heads, width),
             "gate": (width, hidden), "up": (width, hidden), "down": (hidden, width),
         }  # fmt: skip
         around = {"embed": (words, width), "norm": (width,), "head": (width, words)}
@@ -75,8 +80,9 @@ class HandWritten:
         tables = rotary_tables(jnp.arange(tokens.shape[1]), cfg.head_dim, cfg.rope_theta)
         table = self._gathered(params["embed"], "tensor", None)
         x = self._laid(jnp.take(table, tokens, axis=0), "fsdp", None, None)
+        run = jax.checkpoint(self._layer) if self.remat else self._layer
         for layer in params["layers"]:
-            x = jax.checkpoint(self._layer)(x, layer, *tables)
+            x = run(x, layer, *tables)
         x = self._normed(x, params["norm"])
         head = self._gathered(params["head"], None, "tensor")
         logits = self._laid(jnp.einsum("bsd,dv->bsv", x, head), "fsdp", None, "tensor")
@@ -85,18 +91,11 @@ class HandWritten:
     def _layer(self, x: jax.Array, p: Mapping[str, Any], cos: jax.Array, sin: jax.Array) -> Any:
         rows = ("fsdp", None, None)
         y = self._normed(x, p["attn_norm"])
-        query, key, value = (
-            self._laid(
-                jnp.einsum("bsd,dhk->bshk", y, self._gathered(p[name], None, "tensor", None)),
-                "fsdp", None, "tensor", None,
-            )
-            for name in "qkv"
-        )  # fmt: skip
+        query, key, value = (self._projected(y, p[name]) for name in "qkv")
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         heads = grouped_attention(query[:, :, :, None], key, value)[:, :, :, 0]
         heads = self._laid(heads, "fsdp", None, "tensor", None)
-        out = self._gathered(p["o"], "tensor", None, None)
-        x = x + self._laid(jnp.einsum("bshk,hkd->bsd", heads, out), *rows)
+        x = x + self._laid(self._joined(heads, p["o"]), *rows)
         y = self._normed(x, p["mlp_norm"])
         gate, up = (
             self._laid(
@@ -108,6 +107,24 @@ class HandWritten:
         hidden = jax.nn.silu(gate) * up
         down = self._gathered(p["down"], "tensor", None)
         return x + self._laid(jnp.einsum("bsf,fd->bsd", hidden, down), *rows)
+
+    def _projected(self, y: jax.Array, weight: jax.Array) -> jax.Array:
+        """[B, S, D] to [B, S, H, K]."""
+        if self.split_heads:
+            kernel = self._gathered(weight, None, "tensor", None)
+            return self._laid(
+                jnp.einsum("bsd,dhk->bshk", y, kernel), "fsdp", None, "tensor", None
+            )  # fmt: skip
+        flat = jnp.einsum("bsd,de->bse", y, self._gathered(weight, None, "tensor"))
+        flat = self._laid(flat, "fsdp", None, "tensor")
+        return flat.reshape(*y.shape[:2], self.config.num_heads, self.config.head_dim)
+
+    def _joined(self, heads: jax.Array, weight: jax.Array) -> jax.Array:
+        """[B, S, H, K] to [B, S, D]."""
+        if self.split_heads:
+            return jnp.einsum("bshk,hkd->bsd", heads, self._gathered(weight, "tensor", None, None))
+        flat = heads.reshape(*heads.shape[:2], -1)
+        return jnp.einsum("bse,ed->bsd", flat, self._gathered(weight, "tensor", None))
 
     def _normed(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
@@ -122,7 +139,11 @@ class HandWritten:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*spec)))
 
     def _stored(self, name: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(self.mesh, STORED[name])
+        spec = STORED[name]
+        if len(shape) == 3:  # of heads, the first of their two dimensions
+            at = 1 + spec.index("tensor")
+            spec = P(*spec[:at], None, *spec[at:])
+        sharding = NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 

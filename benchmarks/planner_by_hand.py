@@ -4,17 +4,23 @@
 
 Two layers, width 2048, hidden 5632, 16 heads of 128, 32,000 words, one sequence of 1,024 tokens a
 chip, Adam, full rematerialisation, bfloat16 computation on float32 parameters. By hand: plain
-`jax.jit` (`hand_written_llama.py`), fully sharded times tensor = 1, 2, 4, 8.
+`jax.jit` (`hand_written_llama.py`), fully sharded times tensor = 1, 2, 4, 8, of the same program;
+beside it with attention kernels that have dimensions for heads, as MaxText's have, and with all
+activations saved, which an expert may ask for where memory allows it as the planner does with
+`passes="auto"`.
 
 Columns, from the compiler's schedule, loops multiplied: the compiler's own `estimated_cycles`; all
 computation in cycles, that of a roofline where the compiler gives none (it gives none for products
 that are fused with nothing, so the first column alone favours whom the compiler fuses less for);
 and the simulated step, which adds what collectives are waited for. Pure tensor parallelism
 (fsdp=1) has little to compute and much to wait for, and is no fully sharded layout: it is printed,
-and compared with apart.
+and compared with apart. The bars are against the fully sharded rows of the same program, with full
+rematerialisation, by the compiler's cycles.
 """
 
 import dataclasses
+import enum
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +65,7 @@ class Outcome:
       step_s: simulated.
       memory_bytes: compiled.
       fully_sharded: whether it is no pure tensor parallelism.
+      form: of a step by hand.
     """
 
     what: str
@@ -67,21 +74,28 @@ class Outcome:
     step_s: float
     memory_bytes: int
     fully_sharded: bool = True
+    form: "Form | None" = None
 
 
-def outcome(
-    what: str, timeline: Timeline, clock_hz: float, memory_bytes: int, fully_sharded: bool = True
-) -> Outcome:
+class Form(enum.Enum):
+    """How a step is written by hand."""
+
+    SAME = "the same program"
+    SPLIT_HEADS = "kernels with heads"
+    ALL_SAVED = "all saved"
+
+
+def outcome(what: str, timeline: Timeline, clock_hz: float, memory_bytes: int) -> Outcome:
     """What a schedule comes to."""
     cycles = {
         basis: clock_hz * sum(o.seconds for o in timeline.operations if o.basis is basis)
         for basis in (Basis.CYCLES, Basis.ROOFLINE)
     }
     given, all_s = cycles[Basis.CYCLES], sum(cycles.values())
-    return Outcome(what, given, all_s, timeline.step_s, memory_bytes, fully_sharded)
+    return Outcome(what, given, all_s, timeline.step_s, memory_bytes)
 
 
-def by_hand(topology: str, devices: int, tensor: int) -> Outcome:
+def by_hand(topology: str, devices: int, tensor: int, form: Form) -> Outcome:
     """Plain `jax.jit` with shardings written down."""
     model, batch = spec(devices)
     wanted = target.resolve(f"{topology} fsdp={devices // tensor},tensor={tensor}")
@@ -89,13 +103,14 @@ def by_hand(topology: str, devices: int, tensor: int) -> Outcome:
     split = SplitMesh(shape, tuple((n,) for n in shape.names), tuple((s,) for s in shape.sizes))
     mesh, machine = wanted.mesh(split), wanted.machine(split)
     assert isinstance(model.config, LlamaConfig)
-    lowered = lowered_step(HandWritten(model.config, mesh), batch["tokens"].shape)
+    written = HandWritten(model.config, mesh, form is not Form.ALL_SAVED, form is Form.SPLIT_HEADS)
+    lowered = lowered_step(written, batch["tokens"].shape)
     compiled = compile_program(lowered, topology=topology, devices=tuple(mesh.devices.flat))
     assert compiled.memory is not None
     timeline = simulate(parse(compiled.hlo_text), machine)
     memory_bytes = compiled.memory.needed_bytes
-    what = f"by hand, {shape}"
-    return outcome(what, timeline, machine.clock_hz, memory_bytes, tensor < devices)
+    found = outcome(f"by hand, {shape}, {form.value}", timeline, machine.clock_hz, memory_bytes)
+    return dataclasses.replace(found, fully_sharded=tensor < devices, form=form)
 
 
 def searched(topology: str, devices: int, passes: str | None) -> Outcome:
@@ -137,17 +152,21 @@ def main() -> None:
     for (topology, devices), bar in zip(MACHINES, BARS, strict=True):
         print(topology, flush=True)
         hand = []
-        for tensor in (1, 2, 4, 8):
-            hand.append(by_hand(topology, devices, tensor))
+        for form, tensor in itertools.product(Form, (1, 2, 4, 8)):
+            hand.append(by_hand(topology, devices, tensor, form))
             print(_row(hand[-1]), flush=True)
-        sharded = [one for one in hand if one.fully_sharded]
+        sides = {
+            f"{form.value}, {name}": [one for one in hand if one.form is form and taken(one)]
+            for form in Form
+            for name, taken in (("fsdp > 1", lambda o: o.fully_sharded), ("all", lambda _: True))
+        }
         for passes in (None, "auto"):
             found = searched(topology, devices, passes)
             print(_row(found), flush=True)
-            print(f"  passes={passes}, against fsdp > 1: {_compared(found, sharded)}", flush=True)
-            print(f"  passes={passes}, against all rows: {_compared(found, hand)}", flush=True)
-            share = found.cycles / min(one.cycles for one in sharded) - 1
-        good = good and share <= bar
+            for name, side in sides.items():
+                print(f"  passes={passes}, against {name}: {_compared(found, side)}", flush=True)
+        best = min(one.cycles for one in sides[f"{Form.SAME.value}, fsdp > 1"])
+        good = good and found.cycles / best - 1 <= bar
     if not good:
         raise SystemExit("a bar is missed")
 

@@ -21,11 +21,13 @@ PLACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("tensor", [1, 4])
-def test_the_loss_is_that_of_the_model(tensor: int) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "remat", "split_heads"), [(1, True, False), (4, True, True), (4, False, False)]
+)
+def test_the_loss_is_that_of_the_model(tensor: int, remat: bool, split_heads: bool) -> None:
     model = Llama(CONFIG, nnx.Rngs(0))
     mesh = jax.make_mesh((8 // tensor, tensor), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    written = HandWritten(CONFIG, mesh)
+    written = HandWritten(CONFIG, mesh, remat, split_heads)
     shapes = written.parameters()
     values = {
         "embed": model.embed.embedding, "norm": model.norm.scale, "head": model.lm_head.kernel,
