@@ -140,13 +140,11 @@ _NOT_ELEMENTWISE = (
 def finish(
     traced: TracedModel, passes: Passes, plan: Plan, mesh: Any, machine: MachineModel
 ) -> tuple[TracedModel, tuple[PassRecord, ...]]:
-    """Apply the passes after planning.
+    """The program with its place, after the passes after planning.
 
     Raises:
       errors.PassError: a pass refuses, fails, or breaks the program.
     """
-    if not passes.after:
-        return traced, ()
     placement = Placement(mesh, machine, value_specs(plan.layout))
     program = dataclasses.replace(traced.program, placement=placement)
     first = len(passes.before)

@@ -391,11 +391,8 @@ class CompiledModel:
         ready = self._ready()
         if traced is None and self._last is not None:
             return self._last
-        passes = self._recipe.passes
-        traced = traced or ready.traced
-        if not passes.after:
-            return traced
-        return finish(traced, passes, ready.plan, self.mesh, self._machine(ready.plan))[0]
+        passes, machine = self._recipe.passes, self._machine(ready.plan)
+        return finish(traced or ready.traced, passes, ready.plan, self.mesh, machine)[0]
 
     def _trace(self, kind: str, batch: Any) -> Rewritten:
         recipe = self._recipe

@@ -2,8 +2,7 @@
 
 Parameters that are stored otherwise than they are used (ZeRO stage 3) are gathered at their use,
 slice by slice where the program scans over a stack of them, and again in the backward pass
-(`passes.lazy_inputs`). The gradient of that gather is constrained to the gradient's own layout, so
-that the partitioner reduces and scatters instead of all-reducing at full size.
+(`passes.lazy_inputs`).
 """
 
 import dataclasses
@@ -21,12 +20,14 @@ from autoshard.adapters import path_name
 from autoshard.layouts import ArrayLayout, Layout
 from autoshard.mesh_shape import Spec
 from autoshard.optimizer_paths import mirrored_paths
+from autoshard.parameter_gather import ParameterGather
 from autoshard.plan import Plan
 from autoshard.precision import cast_floating
 from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes.accumulate import accumulated, whole_function
-from passes.program import Role, partition_spec
+from passes.program import Role
+from passes.spec import partition_spec, spec_of
 
 # (gradients, optimizer's state, parameters, value=loss) -> (parameters, state)
 Update = Callable[..., tuple[Any, Any]]
@@ -113,69 +114,19 @@ def make_shardings(plan: Plan, mesh: Mesh, traced: TracedModel, opt_state: Any) 
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterGather:
-    """An identity that lays a parameter out for use, and its cotangent as the gradient is kept.
-
-    Attributes:
-      path: of the parameter.
-      mesh: the mesh.
-      stored, used, gradient: layouts.
-    """
-
-    path: str
-    mesh: Mesh
-    stored: PartitionSpec
-    used: PartitionSpec
-    gradient: PartitionSpec
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The parameter, laid out for use."""
-        used, gradient = self._sharding(self.used), self._sharding(self.gradient)
-        # Summed and cut, which the TPU compiler makes one reduce-scatter; told of the shards alone
-        # it makes a ring of small products. The GPU compiler is better off without.
-        on_tpu = self.mesh.devices.flat[0].platform == "tpu"
-
-        @jax.custom_vjp
-        def gather(x: jax.Array) -> jax.Array:
-            return jax.lax.with_sharding_constraint(x, used)
-
-        def forward(x: jax.Array) -> tuple[jax.Array, None]:
-            return jax.lax.with_sharding_constraint(x, used), None
-
-        def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
-            if on_tpu:
-                cotangent = jax.lax.with_sharding_constraint(cotangent, used)
-            return (jax.lax.with_sharding_constraint(cotangent, gradient),)
-
-        gather.defvjp(forward, backward)
-        return gather(x)
-
-    def of_slice(self, dim: int) -> "ParameterGather | None":
-        """The gather of a slice along `dim`; None where the stored parameter is cut along `dim`."""
-        if self.stored[dim] is not None:
-            return None
-        without = [
-            PartitionSpec(*spec[:dim], *spec[dim + 1 :])
-            for spec in (self.stored, self.used, self.gradient)
-        ]
-        return ParameterGather(self.path, self.mesh, *without)
-
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
-        return NamedSharding(self.mesh, spec)
-
-
 def _gathers(traced: TracedModel, shardings: Shardings) -> list[ParameterGather | None]:
     """For each input of the program how it is gathered, or None."""
     stored, used, gradient = (
         jax.tree.leaves(tree)
         for tree in (shardings.state.params, shardings.compute, shardings.gradient)
     )
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(traced.params)]
+    named = jax.tree_util.tree_leaves_with_path(traced.params)
     gathers: list[ParameterGather | None] = [None] * len(traced.program.whole_inputs)
-    for position, (path, s, u, g) in enumerate(zip(paths, stored, used, gradient, strict=True)):
+    for position, (path, leaf) in enumerate(named):
+        shardings_of = (stored[position], used[position], gradient[position])
+        s, u, g = (spec_of(x.spec, leaf.ndim) for x in shardings_of)
         if s != u:
-            gathers[position] = ParameterGather(path, s.mesh, s.spec, u.spec, g.spec)
+            gathers[position] = ParameterGather(path_name(path), stored[position].mesh, s, u, g)
     return gathers
 
 

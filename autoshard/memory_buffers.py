@@ -197,8 +197,8 @@ class _Walk:
                 loops = [o.begin for o in self.graph.loops if o.begin <= use.op < o.end]
                 place = bisect.bisect_left(awaited, use.op)
                 begin = max([awaited[place - 1] if place else use.op, used + 1, *loops])
-                yield Buffer(value, min(begin, use.op), use.op, Kind.GATHERED, position, use)
-                used = use.op
+                yield Buffer(value, min(begin, use.op), use.until, Kind.GATHERED, position, use)
+                used = use.until
 
     def _made_operands(self) -> Iterator[Buffer]:
         """Operands that products have made for them, once in each pass."""

@@ -4,6 +4,7 @@ import dataclasses
 
 from autoshard.graph import SCAN_YS
 from autoshard.layouts import ArrayLayout
+from autoshard.looked_up_rows import move_of
 from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_tiles import held_bytes
 from autoshard.mesh_shape import Spec
@@ -49,7 +50,7 @@ class Sizes:
 
     def _gathered(self, position: int, use: ParameterUse) -> int:
         array = self.program.layout.arrays[position]
-        if array.compute == array.param:
+        if array.compute == array.param or move_of(self.program, position, use) is not None:
             return 0
         whole = self.array(array, array.compute) // self.program.slices(use)
         return whole * use.itemsize_bytes // array.leaf.itemsize_bytes

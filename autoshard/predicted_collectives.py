@@ -20,6 +20,7 @@ from autoshard import graph as graphs
 from autoshard.factors import FactorRole
 from autoshard.graph import Op
 from autoshard.layouts import ArrayLayout, Layout
+from autoshard.looked_up_rows import gathering, moving
 from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis
 from autoshard.program_flow import VIEWS, ParameterUse, ProgramFlow, program_flow
@@ -61,16 +62,25 @@ class CompilerHabits:
         reduction along several dimensions is one.
       gathers_16_bits: arrays of 16-bit floats are gathered as such, else as float32.
       sums_16_bits: sums of 16-bit floats over devices are made as such, else in float32.
+      sums_gathered: gradients of gathered parameters are summed and then cut, because the lowering
+        asks for it (`parameter_gather`).
     """
 
     merges_reductions: bool = True
     gathers_16_bits: bool = True
     sums_16_bits: bool = True
+    sums_gathered: bool = False
+
+    def gathered_itemsize(self, itemsize_bytes: int) -> int:
+        """Bytes an element that is gathered, of those that it has."""
+        return 4 if itemsize_bytes == 2 and not self.gathers_16_bits else itemsize_bytes
 
 
 def habits_of(platform: str) -> CompilerHabits:
     """The habits of the compiler for `cpu`, `tpu` or `gpu`."""
-    return CompilerHabits(False, False, False) if platform == "cpu" else CompilerHabits()
+    if platform == "cpu":
+        return CompilerHabits(False, False, False)
+    return CompilerHabits(sums_gathered=platform == "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,24 +228,33 @@ class _Predictor:
         kept = _parts(array.grad) - _parts(array.compute)
         scattered = [p for p in partial.parts if p in kept]
         rest = [p for p in partial.parts if p not in kept]
-        if scattered and not self._moves_rows(partial, array, scattered, payload):
+        if scattered and not self._moves_rows(partial, position, scattered, payload):
             self._emit(REDUCE_SCATTER, Purpose.GRADIENTS, partial.op, scattered, payload)
         if rest:
             payload /= self.program.degree(scattered)
             self._emit(ALL_REDUCE, Purpose.GRADIENTS, partial.op, rest, payload)
 
     def _moves_rows(
-        self, partial: _Partial, array: ArrayLayout, parts: list[str], table_bytes: float
+        self, partial: _Partial, position: int, parts: list[str], table_bytes: float
     ) -> bool:
         """Move the rows that fall on a table to where its gradient is kept, if they are fewer.
 
         The gradient of a lookup is a scatter of rows. Where the table's rows are cut, every device
         takes all of the batch's; where its columns are, each takes its columns of them (all-to-all)
-        and everybody's indices. Compiled programs do so where that weighs no more than the table.
+        and everybody's indices. Compiled programs do so where that weighs no more than the table;
+        and the gradients of rows that were looked up in shards go back to them.
         """
+        array = self.program.layout.arrays[position]
         op = self.program.analysis.graph.ops[partial.op]
         rule = self.program.analysis.rules[partial.op]
         if op.primitive != "scatter-add" or partial.parts != tuple(parts):
+            return False
+        if moving(self.program, self.flow, position):
+            itemsize = self.program.itemsize_bytes(op.inputs[2])
+            rows_bytes = self.program.local_size(op.inputs[2]) * itemsize
+            self._emit(ALL_TO_ALL, Purpose.GRADIENTS, partial.op, parts, rows_bytes)
+            return True
+        if self.habits.sums_gathered and array.param != array.compute:
             return False
         cut = [d for d, dim in enumerate(array.grad) if set(dim) & set(parts)]
         if len(cut) != 1 or len(rule.operands[0]) != len(array.grad):
@@ -283,32 +302,41 @@ def _parts(spec: Spec) -> set[str]:
 def _parameter_gathers(
     program: ShardedProgram, flow: ProgramFlow, position: int, habits: CompilerHabits
 ) -> list[PredictedCollective]:
-    """Gathers of one parameter that is stored otherwise than it is used."""
+    """Gathers of one parameter that is stored otherwise than it is used, or moves of its rows."""
     array = program.layout.arrays[position]
     lost = _parts(array.param) - _parts(array.compute)
-    degree = program.degree(lost)
-    if degree == 1:
+    if program.degree(lost) == 1:
         return []
     used = array.leaf.size / program.degree(_parts(array.compute))
 
-    def one(use: ParameterUse) -> PredictedCollective:
-        op = program.analysis.graph.ops[use.op]
-        itemsize = use.itemsize_bytes
-        if itemsize == 2 and not habits.gathers_16_bits:
-            itemsize = 4
+    def one(
+        use: ParameterUse, kind: str, parts: Collection[str], size: float, itemsize: int
+    ) -> PredictedCollective:
         return PredictedCollective(
-            kind=ALL_GATHER,
+            kind=kind,
             purpose=Purpose.PARAMETERS,
             phase=Phase.FORWARD if use.forward else Phase.BACKWARD,
-            source=op.source,
+            source=program.analysis.graph.ops[use.op].source,
             operation=array.leaf.path,
-            axes=program.wide(lost),
-            devices=degree,
+            axes=program.wide(parts),
+            devices=program.degree(parts),
             count=program.slices(use),
-            payload_bytes=round(used / program.slices(use) * itemsize),
+            payload_bytes=round(size / program.slices(use) * itemsize),
         )
 
-    return [one(use) for use in flow.uses[position]]
+    found = [
+        one(use, ALL_GATHER, lost, used, habits.gathered_itemsize(use.itemsize_bytes))
+        for use in gathering(program, flow, position)
+    ]
+    for use, move in moving(program, flow, position):
+        op = program.analysis.graph.ops[use.op]
+        rows = program.local_size(op.outputs[0])
+        found.append(one(use, ALL_TO_ALL, move.parts, rows, use.itemsize_bytes))
+        if program.analysis.sources[op.inputs[1]]:
+            indices = program.local_size(op.inputs[1]) * program.degree(move.parts)
+            itemsize = program.itemsize_bytes(op.inputs[1])
+            found.append(one(use, ALL_GATHER, move.parts, indices, itemsize))
+    return found
 
 
 def _optimizer(program: ShardedProgram, habits: CompilerHabits) -> list[PredictedCollective]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from autoshard import graph as graphs
 from autoshard.graph import Op, OpGraph
 from autoshard.named_dims import Analysis
+from passes.ir import CHECKPOINTS
 from passes.program import Leaf, Program, Role
+
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 # What a parameter goes through before it is gathered (`passes.lazy_inputs` gathers at the first
 # equation that does something else with it), and a gradient before it is kept.
@@ -32,12 +35,14 @@ class ParameterUse:
         over.
       itemsize_bytes: of an element after the narrowing casts on the way.
       op: number of the operation.
+      until: number of the last operation for which a copy made for this one is kept.
     """
 
     forward: bool
     slices: int
     itemsize_bytes: int
     op: int
+    until: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +74,16 @@ def program_flow(analysis: Analysis) -> ProgramFlow:
         users[value].append(-1)
     forward = _forward(graph)
     frozen = tuple(tuple(u) for u in users)
+    uses = {
+        position: _uses(graph, frozen, forward, position, leaf)
+        for position, leaf in enumerate(analysis.program.inputs)
+        if leaf.role is Role.PARAMETER
+    }
     return ProgramFlow(
         forward=forward,
         users=frozen,
         gradient_of=_gradients(analysis.program, graph, frozen),
-        uses={
-            position: tuple(_uses(graph, frozen, forward, position, leaf))
-            for position, leaf in enumerate(analysis.program.inputs)
-            if leaf.role is Role.PARAMETER
-        },
+        uses=_with_kept(graph, uses),
     )
 
 
@@ -126,10 +132,11 @@ def _uses(
 ) -> list[ParameterUse]:
     """Uses of a parameter: one for each pass and source line, however many operations are there.
 
-    A forward pass gathers once for all of its uses in one loop: equal gathers are merged. In the
-    backward pass an operation and its recomputation share the gather of their region.
+    A forward pass gathers once for all of its uses in one loop: equal gathers are merged (lookups
+    stand apart: they may do without). In the backward pass an operation and its recomputation share
+    the gather of their region.
     """
-    found: dict[tuple[bool, int, str], ParameterUse] = {}
+    found: dict[tuple[bool, bool, int, str], ParameterUse] = {}
     open_values = [(graph.inputs[position], 1, leaf.itemsize_bytes)]
     seen = {graph.inputs[position]}
     while open_values:
@@ -145,9 +152,41 @@ def _uses(
             in_forward = index >= 0 and forward[index]
             line = "" if in_forward or op is None else op.source
             if op is not None:
-                use = ParameterUse(in_forward, slices, itemsize, index)
-                found.setdefault((in_forward, slices, line), use)
+                use = ParameterUse(in_forward, slices, itemsize, index, index)
+                looks_up = in_forward and op.primitive == "gather"
+                found.setdefault((in_forward, looks_up, slices, line), use)
     return list(found.values())
+
+
+def _with_kept(
+    graph: OpGraph, uses: Mapping[int, Sequence[ParameterUse]]
+) -> dict[int, tuple[ParameterUse, ...]]:
+    """Uses, where the copies of the last product are kept for the backward pass.
+
+    It begins with them (`passes.lazy_inputs`). What comes after that product is a bias or a scale.
+    """
+    in_forward = [use.op for found in uses.values() for use in found if use.forward]
+    products = [index for index in in_forward if graph.ops[index].primitive in PRODUCTS]
+    end = max(products or in_forward, default=0)
+    if graph.in_loop(end):
+        return {position: tuple(found) for position, found in uses.items()}
+    return {position: _kept(graph, found, end) for position, found in uses.items()}
+
+
+def _kept(graph: OpGraph, uses: Sequence[ParameterUse], end: int) -> tuple[ParameterUse, ...]:
+    kept = next((u for u in uses if u.forward and u.op >= end and not graph.in_loop(u.op)), None)
+    if kept is None:
+        return tuple(uses)
+    later = [
+        use
+        for use in uses
+        if not use.forward
+        and not graph.in_loop(use.op)
+        and not any(call.primitive.name in CHECKPOINTS for call in graph.ops[use.op].calls)
+    ]
+    until = max((use.op for use in later), default=kept.until)
+    kept_longer = dataclasses.replace(kept, until=until)
+    return tuple(kept_longer if use is kept else use for use in uses if use not in later)
 
 
 def _slices(op: Op, slices: int) -> int:

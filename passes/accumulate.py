@@ -1,6 +1,6 @@
 """A program in parts, run one part after the other: its outputs, and its gradients added up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from passes import ir
 from passes.lazy_inputs import with_lazy_inputs
 from passes.program import Gather, Program
+from passes.spec import Spec
 from passes.split import BatchSplit
 
 Part = Callable[[Any, Sequence[Any]], Any]
@@ -25,7 +26,7 @@ def whole_function(
     """
     given = gathers if gathers is not None else [None] * len(program.whole_inputs)
     if program.split is None:
-        return with_lazy_inputs(program.jaxpr, given)
+        return with_lazy_inputs(program.jaxpr, given, _specs(program, given))
     split = program.split
 
     def function(*inputs: Any) -> list[Any]:
@@ -65,8 +66,16 @@ def _part_function(
     program: Program, split: BatchSplit, inputs: Sequence[Any], gathers: Sequence[Gather | None]
 ) -> Callable[[Any, Sequence[Any]], list[Any]]:
     once = ir.as_function(split.once)(*inputs)
-    function = with_lazy_inputs(program.jaxpr, [None, *gathers, *(None for _ in once)])
+    given = [None, *gathers, *(None for _ in once)]
+    function = with_lazy_inputs(program.jaxpr, given, _specs(program, gathers))
     return lambda index, arguments: function(index, *arguments, *once)
+
+
+def _specs(program: Program, gathers: Sequence[Gather | None]) -> Mapping[ir.Var, Spec]:
+    """How a program's variables are sharded, where that is planned and anything is gathered."""
+    if program.placement is None or not any(gathers):
+        return {}
+    return program.placement.specs(program)
 
 
 def _over_parts(

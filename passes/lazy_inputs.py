@@ -12,6 +12,9 @@ applies to it. The first equation that does something else with it gathers it:
     checkpoint       gathered inside, at each use; the region gathers again anyway
     scan             a stack that is scanned over goes in as stored, and the body gathers its slice;
                      what is not scanned over is gathered once, before the loop
+    gather           where fewer rows are looked up than there are, they are looked up in the shards
+                     (`row_lookup`)
+    the last product gathers without a region: its copy is what the backward pass begins with
     anything else    as a plain equation (a `cond`, a `while`, a custom derivative, a kernel)
 
 The values do not change: gathering is an identity, and casts commute with it.
@@ -21,7 +24,7 @@ A policy of an outer region replaces those of the regions inside it (that is how
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -29,6 +32,8 @@ import jax.numpy as jnp
 
 from passes import ir
 from passes.program import Gather
+from passes.row_lookup import lookup_of
+from passes.spec import Spec
 
 # What a lazy input goes through without being gathered. All but the last three keep the elements of
 # a slice along the leading dimension together, so that a stack may be scanned over after them.
@@ -37,6 +42,8 @@ _VIEWS = SLICED_THROUGH | frozenset("reshape broadcast_in_dim squeeze".split())
 
 # Made again in the backward pass rather than saved: a gathered copy, and what is a view of one.
 _REMADE = (_VIEWS - {"name"}) | {"sharding_constraint"}
+
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "scan"})
 
 _Step = Callable[[Any], Any]
 
@@ -151,10 +158,14 @@ class _Scope:
     Attributes:
       regions: whether a gather needs a region of its own, or is inside one of the user's.
       prevent_cse: whether the compiler could undo a region, which it cannot from loop to loop.
+      at_end: whether nothing outside is gathered after it.
+      specs: how variables are sharded; one that is not there is whole, or nobody knows.
     """
 
     regions: bool
     prevent_cse: bool
+    at_end: bool
+    specs: Mapping[ir.Var, Spec]
 
 
 def _is_lazy(value: Any) -> TypeGuard[_Lazy]:
@@ -177,13 +188,16 @@ def _sparing(policy: Callable[..., Any] | None) -> Callable[..., Any] | None:
 
 
 def with_lazy_inputs(
-    program: ir.ClosedJaxpr, gathers: Sequence[Gather | None]
+    program: ir.ClosedJaxpr,
+    gathers: Sequence[Gather | None],
+    specs: Mapping[ir.Var, Spec] | None = None,
 ) -> Callable[..., list[Any]]:
     """A function from the program's flat inputs, as stored, to its flat outputs.
 
     Args:
       program: the program, as traced.
       gathers: how each input is gathered; None where it is used as it is stored.
+      specs: how the program's variables are sharded, as far as that is known.
     """
     jaxpr, consts = ir.closed(program)
 
@@ -192,7 +206,7 @@ def with_lazy_inputs(
             x if gather is None else _Lazy(x, gather)
             for x, gather in zip(inputs, gathers, strict=True)
         ]
-        results = _evaluate(jaxpr, consts, operands, _Scope(regions=True, prevent_cse=True))
+        results = _evaluate(jaxpr, consts, operands, _Scope(True, True, True, specs or {}))
         return [x.gathered(None) if _is_lazy(x) else x for x in results]
 
     return function
@@ -205,8 +219,9 @@ def _evaluate(
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, operands, strict=True))
     waiting: list[ir.JaxprEqn] = []  # equations that read nothing lazy: evaluated in one go
+    end = _last_product(jaxpr, {x for x, value in env.items() if _is_lazy(value)})
 
-    for eqn in jaxpr.eqns:
+    for index, eqn in enumerate(jaxpr.eqns):
         if not any(_is_lazy(env.get(x)) for x in _variables(eqn.invars)):
             waiting.append(eqn)
             continue
@@ -214,10 +229,27 @@ def _evaluate(
             _run(jaxpr, waiting, env)
             waiting = []
         inputs = [ir.read(env, x) for x in eqn.invars]
-        results = _equation(eqn, jaxpr, inputs, scope)
+        here = dataclasses.replace(scope, at_end=scope.at_end and index >= end)
+        results = _equation(eqn, jaxpr, inputs, here)
         env.update(zip(eqn.outvars, results, strict=True))
     _run(jaxpr, waiting, env)
     return [ir.read(env, x) for x in jaxpr.outvars]
+
+
+def _last_product(jaxpr: ir.Jaxpr, lazy: set[ir.Var]) -> int:
+    """The number of the last product, loop or call that reads what is lazy, else of any equation.
+
+    What comes after it (a bias, a scale) is small.
+    """
+    last = {True: -1, False: -1}
+    for index, eqn in enumerate(jaxpr.eqns):
+        if lazy.isdisjoint(_variables(eqn.invars)):
+            continue
+        if _is_view(eqn):
+            lazy.update(eqn.outvars)
+        else:
+            last[eqn.primitive.name in _PRODUCTS or ir.callee(eqn) is not None] = index
+    return last[True] if last[True] >= 0 else last[False]
 
 
 def _variables(atoms: Sequence[Any]) -> list[ir.Var]:
@@ -256,7 +288,34 @@ def _equation(
         by_variable = {x: v for x, v in zip(eqn.invars, values, strict=True) if x in reads}
         return list(ir.part(jaxpr, [eqn], reads, eqn.outvars)(*(by_variable[x] for x in reads)))
 
-    return _with_gathered(eqn, use, operands, scope.regions and not eqn.effects, scope)
+    rows = _rows(eqn, use, operands, scope) if name == "gather" else None
+    if rows is not None:
+        return rows
+    in_region = scope.regions and not scope.at_end and not eqn.effects
+    return _with_gathered(eqn, use, operands, in_region, scope)
+
+
+def _rows(
+    eqn: ir.JaxprEqn, use: Callable[..., list[Any]], operands: Sequence[Any], scope: _Scope
+) -> list[Any] | None:
+    """The rows that an equation looks up in the shards; None where the table is gathered."""
+    table, result = operands[0], eqn.outvars[0]
+    spec = scope.specs.get(result)
+    if spec is None or not _is_lazy(table) or _is_lazy(operands[1]) or table.after:
+        return None
+    aval: Any = result.aval
+    lookup = lookup_of(eqn.params, table.stored.shape, aval.shape, spec)
+    gather = None if lookup is None else table.gather.of_rows(lookup)
+    if gather is None:
+        return None
+
+    def made(stored: Any, indices: Any) -> Any:
+        with jax.named_scope(f"look up:{table.gather.path}"):
+            for cast in table.before:
+                stored = cast(stored)
+            return gather(stored, indices, lambda *values: use(*values)[0])
+
+    return [ir.located(made, eqn)(table.stored, operands[1])]
 
 
 def _with_gathered(
@@ -346,7 +405,7 @@ def _scan(eqn: ir.JaxprEqn, operands: Sequence[Any], scope: _Scope) -> list[Any]
     def loop(*values: Any) -> Any:
         def once(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
             lazies = [sliced[i][1](x) if i in sliced else x for i, x in enumerate(slices, first_xs)]
-            inside = _Scope(regions=True, prevent_cse=False)
+            inside = _Scope(True, prevent_cse=False, at_end=False, specs=scope.specs)
             bound = [*values[:num_consts], *carry, *lazies]
             results = _evaluate(body, consts, bound, inside)
             carried = [x.gathered(None) if _is_lazy(x) else x for x in results[:num_carry]]

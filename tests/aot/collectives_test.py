@@ -24,25 +24,23 @@ pytestmark = [
     ),
 ]
 
+# Small gradients of all layers are stacked in bfloat16 and reduced once, behind the loop.
+_SCALES = "all-reduce LlamaBlock.__call__), after the loop"
+# The targets' logits are picked before they are cast to float32.
+_TARGETS = "all-reduce next_token_loss), in another type"
+
 # Differences of a model as small as this one; docs/collectives.md has those of the 8B's width.
 _EXPLAINED = {
-    # Small gradients of all layers are stacked in bfloat16 and reduced once, behind the loop.
-    "data": {"all-reduce LlamaBlock.__call__), after the loop"},
+    "data": {_SCALES},
     "redco": {
-        "all-reduce LlamaBlock.__call__), after the loop",
+        _SCALES,
         "all-reduce LlamaAttention._output), after the loop",
         "all-reduce LlamaAttention._project), after the loop",
-        # The targets' logits are picked before they are cast to float32.
-        "all-reduce next_token_loss), in another type",
+        _TARGETS,
     },
-    # Norm scales of one layer are padded and summed, in float32, instead of gathered.
-    "zero3": {"all-gather Llama.__call__), as an all-reduce, in another type"},
+    "zero3": {_SCALES},
     # Halves of the embedding's gradient do not fill tiles: a border is exchanged.
-    "zero3+redco": {
-        "all-gather Llama.__call__), as an all-reduce, in another type",
-        "collective-permute Llama.__call__)",
-        "all-reduce next_token_loss), in another type",
-    },
+    "zero3+redco": {_SCALES, _TARGETS, "collective-permute Llama.__call__)"},
 }
 
 

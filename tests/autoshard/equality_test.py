@@ -52,6 +52,25 @@ def test_a_sharded_step_over_scanned_layers_equals_one_device(
     check(cases.small(family, scan_layers=True, remat=remat), rules, mesh)
 
 
+@pytest.mark.parametrize(
+    ("family", "rules", "mesh"),
+    [
+        ("llama", "zero3", "8x1"),
+        ("llama", "zero3+redco", "2x4"),
+        ("gpt2", "zero3", "8x1"),
+        ("gpt2", "zero3+redco", "2x2x2"),
+    ],
+)
+def test_a_step_that_looks_rows_up_in_shards_equals_one_device(
+    family: str, rules: str, mesh: str
+) -> None:
+    """A wide table of many words, tied to the head in GPT-2."""
+    spec = cases.small(family, num_layers=1, d_model=1024, vocab_size=512)
+    compiled = cases.compile_case(spec, cases.MESHES[mesh], rules)
+    assert "look up:" in compiled.lower().as_text(debug_info=True)
+    check(spec, rules, mesh)
+
+
 def check(spec: models.ModelSpec, rules: str, mesh: str) -> None:
     batch, params, loss, gradients = expected(spec)
     compiled = cases.compile_case(spec, cases.MESHES[mesh], rules, optimizer=optax.sgd(1.0))

@@ -77,27 +77,55 @@ def test_a_product_of_row_split_weights_is_reduced_once() -> None:
     assert only.source.startswith("predicted_collectives_test.py:")
 
 
-def test_zero3_of_two_dense_layers() -> None:
-    """Weights are gathered for each product that needs them, gradients scattered.
+def test_zero3_of_three_dense_layers() -> None:
+    """Kernels are gathered for each product that needs them, gradients scattered; biases are whole.
 
-    The backward pass needs no first kernel (the data has no gradient) and no bias.
+    The backward pass needs no first kernel (the data has no gradient), and has the last one from
+    the forward pass.
     """
-    spec = models.get("mlp", in_features=32, hidden=(64,), num_classes=16)
+    spec = models.get("mlp", in_features=32, hidden=(64, 128), num_classes=16)
     plan = cases.compile_case(spec, "data=8", "zero3", 16).plan
     found = plan.cost.collectives
     sizes = {
         a.leaf.path: a.leaf.size_bytes for a in plan.arrays if a.leaf.role.value == "parameter"
     }
+    kernels = {path: size for path, size in sizes.items() if "kernel" in path}
+    assert len(kernels) == 3
     gathers = summed(found, kind=ALL_GATHER)
-    again = [path for path in sizes if "kernel" in path and sizes[path] == 4 * 64 * 16]
-    assert gathers == {(p, size): 1 + (p in again) for p, size in sizes.items()}
+    assert gathers == {(p, size): 1 + (size == 4 * 64 * 128) for p, size in kernels.items()}
     scattered = summed(found, kind=REDUCE_SCATTER, phase=Phase.BACKWARD)
     by_size = collections.Counter(size for (_, size), n in scattered.items() for _ in range(n))
-    assert by_size == collections.Counter(sizes.values())
-    scalars = summed(found, kind=ALL_REDUCE)
-    # A sum of squares an array, and those of the loss: of losses, and of labels that count.
-    assert scalars[GRADIENT_NORM, 4] == len(sizes)
+    assert by_size == collections.Counter(kernels.values())
+    reduced = summed(found, kind=ALL_REDUCE, purpose=Purpose.GRADIENTS)
+    assert sum(size * n for (_, size), n in reduced.items()) == 4 * (64 + 128 + 16)
+    scalars = summed(found, kind=ALL_REDUCE, purpose=Purpose.SCALARS)
+    # A sum of squares a kernel, and those of the loss: of losses, and of labels that count.
+    assert scalars[GRADIENT_NORM, 4] == len(kernels)
     assert {size for _, size in scalars} == {4}
+
+
+def test_few_rows_are_looked_up_in_the_shards_of_a_table() -> None:
+    """Rows go to their batch and their gradients back; the table is not gathered.
+
+    8 x 4 tokens on 8 devices: 4 rows of 1024 to each, of a table of 64. With 128 tokens to each it
+    is gathered.
+    """
+    spec = cases.small("llama", num_layers=1, d_model=1024, vocab_size=64, max_seq_len=128)
+    for tokens, moves in ((4, True), (128, False)):
+        compiled = autoshard.compile(
+            spec.build(), "data=8", batch=spec.example_batch(8, tokens), rules="zero3",
+            optimizer=optax.sgd(0.1),
+        )  # fmt: skip
+        found = compiled.plan.cost.collectives
+        table = [c for c in found if c.operation == "embed/embedding"]
+        kinds = {c.kind: c.payload_bytes for c in table if c.phase is Phase.FORWARD}
+        expected = {"all-to-all": tokens * 1024 * 4, ALL_GATHER: 8 * tokens * 4}
+        assert kinds == (expected if moves else {ALL_GATHER: 64 * 1024 * 4})
+        if moves:
+            rows = collective_rows(found, parse(hlo_of(compiled.lower())))
+            assert [r.kind for r in rows if differs(r)] == ["all-to-all"]  # it counts eight slices
+            (both,) = (r for r in rows if r.kind == "all-to-all")
+            assert both.compiled_bytes == both.predicted_bytes == 2 * 4 * 1024 * 4
 
 
 def test_a_vocabulary_sharded_lookup_is_reduced() -> None:

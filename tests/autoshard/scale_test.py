@@ -17,8 +17,8 @@ def check(rank, count, **layers):
         a for a in plan.arrays if len(a.leaf.shape) == rank and a.leaf.role.value == "parameter"]
     assert len(matrices) == count, len(matrices)
     assert all(any("model" in d for d in a.compute) for a in matrices)
-    # Norm scales are whole on the model axis; everything else is cut in 64.
-    assert plan.cost.memory.parameters_bytes < 1.001 * 4 * spec.num_params / 64
+    # Norm scales are whole; everything else is cut in 64.
+    assert plan.cost.memory.parameters_bytes < 1.002 * 4 * spec.num_params / 64
     assert plan.notes == () and plan.unmodelled == ()
     assert not jax.live_arrays()
 

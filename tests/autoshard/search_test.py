@@ -125,15 +125,15 @@ def test_moved_bytes_of_data_parallelism_and_zero() -> None:
     }
     plans = {rules: plan.cost for rules, plan in made.items()}
     assert plans["data"].gradient_bytes == 2 * (parameters + tied) * 7 / 8
-    assert plans["zero2"].gradient_bytes == (parameters + tied) * 7 / 8
-    assert plans["zero2"].gather_bytes == parameters * 7 / 8
-    # The backward pass gathers again, but what is only added or looked up in.
-    once = sum(
-        a.leaf.size_bytes
-        for a in made["zero3"].arrays
-        if a.leaf.path.endswith("bias") or a.leaf.path.startswith("wpe")
-    )
-    assert plans["zero3"].gather_bytes == (2 * parameters - once) * 7 / 8
+    arrays = [a for a in made["zero3"].arrays if a.leaf.role is Role.PARAMETER]
+    # Scales and biases stay whole.
+    vectors = sum(a.leaf.size_bytes for a in arrays if a.leaf.path.endswith(("bias", "scale")))
+    cut = parameters - vectors
+    assert plans["zero2"].gradient_bytes == (cut + tied + 2 * vectors) * 7 / 8
+    assert plans["zero2"].gather_bytes == cut * 7 / 8
+    # The backward pass gathers again, but not what is only looked up in, nor the head.
+    once = sum(a.leaf.size_bytes for a in arrays if a.leaf.path.startswith(("wpe", "wte")))
+    assert plans["zero3"].gather_bytes == (2 * cut - once) * 7 / 8
     assert all(plan.tensor_bytes == 0 for plan in plans.values())
 
 
