@@ -4,9 +4,10 @@ import collections
 from collections.abc import Mapping
 
 from autoshard.named_dims import Analysis
+from passes.lazy_inputs import SLICED_THROUGH
 from passes.program import Role
 
-_KEEP_DIMENSIONS = frozenset({"convert_element_type", "copy", "name"})
+_KEEP_DIMENSIONS = SLICED_THROUGH - {"transpose"}
 
 
 def looked_up_dims(analysis: Analysis) -> Mapping[int, frozenset[int]]:

@@ -24,6 +24,7 @@ from autoshard import graph as graphs
 from autoshard.graph import Loop, Op
 from autoshard.named_dims import Analysis
 from autoshard.program_flow import VIEWS, ParameterUse, ProgramFlow
+from passes.ir import PRODUCTS
 from passes.program import Role
 
 
@@ -81,7 +82,6 @@ _TRANSCENDENTAL = frozenset(
     log log1p logistic pow sin sinh tan tanh""".split()
 )
 _FUSED = _CHEAP | _TRANSCENDENTAL
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 _SUMS = frozenset({"add", "add_any", "sub"})
 _WRITE = "dynamic_update_slice"
 _REDUCES = ("reduce_", "argm")
@@ -362,7 +362,7 @@ class _Walk:
         return (
             len(read) == 1
             and read[0] in self.of_product
-            and any(primitive in _PRODUCTS for primitive in users)
+            and any(primitive in PRODUCTS for primitive in users)
         )
 
     def _becomes_operand(self, value: int) -> bool:
@@ -371,7 +371,7 @@ class _Walk:
             return False
         readers = (self.graph.ops[u] for u in self.users[value] if u >= 0)
         return any(
-            self.graph.ops[user].primitive in _PRODUCTS
+            self.graph.ops[user].primitive in PRODUCTS
             for reader in readers
             if reader.primitive in _FUSED
             and self._elements(reader.outputs[0]) == self._elements(value)
@@ -398,7 +398,7 @@ class _Walk:
                     self._read([value], self.defined[value])
                     self._hold(value, self.defined[value])
         self._read(op.inputs, self._done(index, op))
-        if op.primitive in _PRODUCTS:
+        if op.primitive in PRODUCTS:
             self.products.append(index)
             self.of_product.update(op.outputs)
             for value in op.inputs:
@@ -409,7 +409,7 @@ class _Walk:
 
     def _made_inside(self, op: Op) -> bool:
         """Whether what an operation reads is computed inside it, not written before."""
-        if op.primitive in _PRODUCTS:
+        if op.primitive in PRODUCTS:
             return self.habits.makes_operands
         return op.primitive.startswith(_REDUCES)
 

@@ -1,7 +1,8 @@
 """FLOPs that a model needs, counted from its forward program on shapes alone."""
 
 from autoshard.named_dims import Analysis
-from autoshard.product_flops import PRODUCTS, product_flops
+from autoshard.product_flops import product_flops
+from passes.ir import PRODUCTS
 
 
 def model_flops(analysis: Analysis, trains: bool) -> float:

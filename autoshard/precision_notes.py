@@ -4,7 +4,6 @@ from passes import ir
 from passes.program import Program
 
 _NARROW = ("bfloat16", "float16")
-_PRODUCTS = ("dot_general", "conv_general_dilated")
 _WORTH_TELLING = 0.25
 
 
@@ -18,7 +17,7 @@ def precision_notes(program: Program, compute: str | None) -> tuple[str, ...]:
     if compute not in _NARROW:
         return ()
     products = [
-        e for e in ir.equations(ir.closed(program.jaxpr)[0]) if e.primitive.name in _PRODUCTS
+        e for e in ir.equations(ir.closed(program.jaxpr)[0]) if e.primitive.name in ir.PRODUCTS
     ]
     wide = [e for e in products if all(str(ir.spec(x).dtype) == "float32" for x in e.invars[:2])]
     if not products or len(wide) < _WORTH_TELLING * len(products):

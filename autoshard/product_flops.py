@@ -5,8 +5,6 @@ import math
 from autoshard.factors import FactorRole
 from autoshard.named_dims import Analysis
 
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
-
 
 def product_flops(analysis: Analysis, index: int) -> float:
     """Multiply-adds counted twice, of one execution of a product or convolution, all of it.

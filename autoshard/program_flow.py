@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from autoshard import graph as graphs
 from autoshard.graph import Op, OpGraph
 from autoshard.named_dims import Analysis
-from passes.ir import CHECKPOINTS
+from passes.ir import CHECKPOINTS, PRODUCTS
 from passes.program import Leaf, Program, Role
-
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 # What a parameter goes through before it is gathered (`passes.lazy_inputs` gathers at the first
 # equation that does something else with it), and a gradient before it is kept.

@@ -2,12 +2,11 @@
 
 from autoshard import graph as graphs
 from autoshard.named_dims import Analysis
+from autoshard.program_flow import VIEWS
 from passes.program import Role
 
 # What such a parameter goes through on its way to where it is multiplied or added.
-_VIEWS = frozenset(
-    "convert_element_type transpose reshape squeeze broadcast_in_dim copy name".split()
-) | {graphs.SCAN_XS, graphs.SCAN_YS, graphs.ALIAS}
+_VIEWS = VIEWS | {graphs.SCAN_XS, graphs.SCAN_YS, graphs.ALIAS}
 _ELEMENTWISE = frozenset("add add_any sub mul div".split())
 
 

@@ -29,10 +29,11 @@ from autoshard.predicted_collectives import (
     Phase,
     PredictedCollective,
 )
-from autoshard.product_flops import PRODUCTS, product_flops
+from autoshard.product_flops import product_flops
 from autoshard.sharded_program import ShardedProgram
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import Fabric, MachineModel, hlo_dtype
+from passes.ir import PRODUCTS
 
 PERMUTE = "collective-permute"
 _ROWS = 8  # of a tile of the matrix unit

@@ -54,6 +54,14 @@ def spec(devices: int) -> tuple[models.ModelSpec, dict[str, Any]]:
     return found, found.example_batch(devices, 1024)
 
 
+class Form(enum.Enum):
+    """How a step is written by hand."""
+
+    SAME = "the same program"
+    SPLIT_HEADS = "kernels with heads"
+    ALL_SAVED = "all saved"
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """A compiled step.
@@ -74,15 +82,7 @@ class Outcome:
     step_s: float
     memory_bytes: int
     fully_sharded: bool = True
-    form: "Form | None" = None
-
-
-class Form(enum.Enum):
-    """How a step is written by hand."""
-
-    SAME = "the same program"
-    SPLIT_HEADS = "kernels with heads"
-    ALL_SAVED = "all saved"
+    form: Form | None = None
 
 
 def outcome(what: str, timeline: Timeline, clock_hz: float, memory_bytes: int) -> Outcome:

@@ -18,6 +18,7 @@ import numpy as np
 from memory_planner.agents import local_search
 from memory_planner.agents.candidates import Candidate
 from memory_planner.agents.edits import Queue, Stakes, applied, stakes
+from memory_planner.agents.thompson import Thompson
 from memory_planner.evaluation import Trial, most_promising
 from memory_planner.extract import Extracted
 from memory_planner.problem import MemoryMapping
@@ -94,23 +95,18 @@ class _Source(enum.Enum):
 
 
 class _Sources:
-    """Candidates from the source that is drawn by how often it has led to something better.
-
-    By Thompson's sampling, as `edits.Queue` draws reasons.
-    """
+    """Candidates from the source that is drawn by how often it has led to something better."""
 
     def __init__(self, queue: Queue, starts: list[Candidate], rng: np.random.Generator) -> None:
         self.queue = queue
         self._starts, self._rng = starts, rng
-        self._helped, self._failed = dict.fromkeys(_Source, 0), dict.fromkeys(_Source, 0)
+        self._sources = Thompson(_Source, rng)
 
     def next(self, book: "_Book") -> tuple[Candidate, Callable[[float], None]]:
         """(A candidate, what to call with how much better than the best it is)."""
         good = book.ranked()[:_PARENTS]
         has = {_Source.CHANGE: True, _Source.START: self._starts, _Source.CROSSOVER: good[1:]}
-        open_sources = [source for source in _Source if has[source]]
-        chances = [self._rng.beta(1 + self._helped[s], 1 + self._failed[s]) for s in open_sources]
-        source = open_sources[int(np.argmax(chances))]
+        source = self._sources.draw([source for source in _Source if has[source]])
         group = None
         if source is _Source.START:
             candidate = self._starts.pop(0)
@@ -121,7 +117,7 @@ class _Sources:
             candidate = applied(good[0], group) if group else _neighbour(good[0], self._rng)
 
         def tell(change: float) -> None:
-            (self._helped if change > 0 else self._failed)[source] += 1
+            self._sources.tell(source, change > 0)
             if group is not None:
                 self.queue.tell(group, change)
 

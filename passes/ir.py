@@ -24,6 +24,7 @@ __all__ = [
     "CHECKPOINTS",
     "CUSTOM_DERIVATIVES",
     "PLAIN_CALLS",
+    "PRODUCTS",
     "ClosedJaxpr",
     "Jaxpr",
     "JaxprEqn",
@@ -80,6 +81,9 @@ CUSTOM_DERIVATIVES = frozenset(
 
 # The names that `jax.checkpoint` has had.
 CHECKPOINTS = frozenset({"checkpoint", "remat", "remat2"})
+
+# What a device's matrix units do.
+PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 def closed(jaxpr: Any) -> tuple[Jaxpr, tuple[Any, ...]]:

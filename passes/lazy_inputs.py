@@ -43,7 +43,7 @@ _VIEWS = SLICED_THROUGH | frozenset("reshape broadcast_in_dim squeeze".split())
 # Made again in the backward pass rather than saved: a gathered copy, and what is a view of one.
 _REMADE = (_VIEWS - {"name"}) | {"sharding_constraint"}
 
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "scan"})
+_HEAVY = ir.PRODUCTS | {"scan"}
 
 _Step = Callable[[Any], Any]
 
@@ -248,7 +248,7 @@ def _last_product(jaxpr: ir.Jaxpr, lazy: set[ir.Var]) -> int:
         if _is_view(eqn):
             lazy.update(eqn.outvars)
         else:
-            last[eqn.primitive.name in _PRODUCTS or ir.callee(eqn) is not None] = index
+            last[eqn.primitive.name in _HEAVY or ir.callee(eqn) is not None] = index
     return last[True] if last[True] >= 0 else last[False]
 
 

@@ -22,8 +22,6 @@ from passes import ir
 from passes.errors import PassError
 from passes.program import Program, Role
 
-_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
-
 
 @dataclasses.dataclass(frozen=True)
 class MixedPrecision:
@@ -148,7 +146,7 @@ class _Scope:
             return
         if any(map(self._is_parameter, eqn.invars)) and not self._is_rounding_cast(eqn):
             eqn = eqn.replace(invars=[self.rounded_parameter(x) for x in eqn.invars])
-        if eqn.primitive.name not in _PRODUCTS or not self._is_wide(eqn):
+        if eqn.primitive.name not in ir.PRODUCTS or not self._is_wide(eqn):
             self._remember_widening(eqn)
             self.eqns.append(eqn)
         elif _asks_for_precision(eqn):
@@ -232,7 +230,7 @@ class _Scope:
         gradients = self.work.gradients
         if eqn.primitive.name == "convert_element_type":
             return bool(ir.spec(eqn.outvars[0]).dtype == gradients)
-        narrows = eqn.primitive.name in _PRODUCTS and self._is_wide(eqn)
+        narrows = eqn.primitive.name in ir.PRODUCTS and self._is_wide(eqn)
         return narrows and not _asks_for_precision(eqn) and bool(self.work.compute == gradients)
 
     def _spliced(self, function: Callable[[Any], Any], atom: Any, user: Any) -> ir.Var:

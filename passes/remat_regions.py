@@ -17,13 +17,13 @@ def with_policy(program: ir.ClosedJaxpr, policy: Callable[..., Any] | None) -> i
     """The program with its regions outside loops under another policy.
 
     Args:
-      program: the program.
+      program: with inlined calls.
       policy: one of `jax.checkpoint_policies`; None: the regions are dissolved, so that everything
         is saved and nothing keeps the compiler from fusing across their borders.
     """
     if policy is None:
         return inline_calls(program, ir.PLAIN_CALLS | ir.CHECKPOINTS)
-    jaxpr, consts = ir.closed(inline_calls(program))
+    jaxpr, consts = ir.closed(program)
     eqns = [
         eqn.replace(params={**eqn.params, "policy": policy})
         if eqn.primitive.name in ir.CHECKPOINTS

@@ -4,8 +4,9 @@ import math
 
 from autoshard.cost import Costed
 from autoshard.named_dims import Analysis
-from autoshard.product_flops import PRODUCTS, product_flops
+from autoshard.product_flops import product_flops
 from passes.hlo.machine import MachineModel, hlo_dtype
+from passes.ir import PRODUCTS
 from passes.program import Leaf, Role
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from memory_planner.agents.candidates import Candidate
+from memory_planner.agents.thompson import Thompson
 from memory_planner.games.placement import EARLIEST
 from memory_planner.problem import MemoryMapping, MemoryProblem, Stay
 from memory_planner.replay import replay
@@ -95,9 +96,7 @@ def stakes(problem: MemoryProblem, mapping: MemoryMapping) -> Stakes:
 class Queue:
     """Groups of changes still to be tried, each once, in an order drawn by what is at stake.
 
-    Which reason comes next is drawn by how often that has helped (Thompson's sampling of "On the
-    likelihood that one unknown probability exceeds another in view of the evidence of two samples",
-    with a beta distribution for each).
+    Which reason comes next is drawn by how often that has helped.
 
     Args:
       stakes: of each change.
@@ -106,7 +105,7 @@ class Queue:
 
     def __init__(self, stakes: Stakes, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._helped, self._failed = dict.fromkeys(Reason, 0), dict.fromkeys(Reason, 0)
+        self._reasons = Thompson(Reason, rng)
         self._drawn: dict[tuple[Edit, ...], Reason] = {}
         self._urgent: list[tuple[Edit, ...]] = []
         self._tried: set[Edit] = set()
@@ -125,8 +124,7 @@ class Queue:
         open_reasons = [reason for reason in Reason if self._left[reason]]
         if not open_reasons:
             return None
-        chances = [self._rng.beta(1 + self._helped[r], 1 + self._failed[r]) for r in open_reasons]
-        reason = open_reasons[int(np.argmax(chances))]
+        reason = self._reasons.draw(open_reasons)
         size = GROUP if reason is Reason.UNSERVED else 1
         group = tuple(self._left[reason][:size])
         self._tried.update(group)
@@ -136,10 +134,7 @@ class Queue:
     def tell(self, group: tuple[Edit, ...], change: float) -> None:
         """What a group did to the score: of one that harms, the halves are tried next."""
         reason = self._drawn[group]
-        if change > 0:
-            self._helped[reason] += 1
-            return
-        self._failed[reason] += 1
+        self._reasons.tell(reason, change > 0)
         if change < 0 and len(group) > 1:
             half = len(group) // 2
             self._urgent += [group[:half], group[half:]]
