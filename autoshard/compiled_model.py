@@ -458,7 +458,9 @@ class CompiledModel:
             traced = self._finished(None if same else self._trace(kind, batch).traced)
             self._batch_shardings[key[1]] = self._shardings(traced).batch
             lowered = self._lower(kind, traced)
-            options = self._mapped_options(lowered) if same else None
+            options: dict[str, Any] = self._mapping.options_of_chip
+            if same:
+                options = self._mapped_options(lowered)
             self._executables[key] = lowered.compile(compiler_options=options or None)
         return self._executables[key]
 

@@ -20,6 +20,8 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 
+import jax.numpy as jnp
+
 from autoshard import graph as graphs
 from autoshard.graph import Loop, Op
 from autoshard.named_dims import Analysis
@@ -55,6 +57,7 @@ class Buffer:
       kind: what it holds.
       position: of the parameter it belongs to; -1 for activations.
       use: what a parameter is gathered for.
+      dtype: in which it is held.
     """
 
     value: int
@@ -63,6 +66,7 @@ class Buffer:
     kind: Kind
     position: int = -1
     use: ParameterUse | None = None
+    dtype: str = ""
 
 
 # Done inside the operation that reads the result. What is not here is taken to write its result.
@@ -230,7 +234,25 @@ class _Walk:
             return Buffer(value, min(made, end), end, Kind.GRADIENT, position)
         position = self.parameter[value]
         kind = Kind.PARAMETER if position >= 0 else Kind.ACTIVATION
-        return Buffer(value, begin, end, kind, position)
+        dtype = self.graph.values[value].dtype
+        if self.flow.forward[begin] == self.flow.forward[end]:  # not saved for the backward pass
+            dtype = self._made_dtype(value)
+        return Buffer(value, begin, end, kind, position, dtype=dtype)
+
+    def _made_dtype(self, value: int) -> str:
+        """The value's own, unless its last step widens it, which those that read it can do."""
+        dtype = self.graph.values[value].dtype
+        at = self.defined[value]
+        if not self.habits.makes_again or at < 0:
+            return dtype
+        op = self.graph.ops[at]
+        if op.primitive not in VIEWS:
+            return dtype
+        source = self._made_dtype(op.inputs[0])
+        if op.primitive == "convert_element_type":
+            widens = jnp.promote_types(source, dtype) == dtype
+            return source if widens else dtype
+        return source
 
     def _after(self, index: int) -> int:
         """When a parameter's gradient is made: after the product that the layer before waits for.

@@ -38,9 +38,10 @@ class Sizes:
         if buffer.use is not None:
             return self._gathered(buffer.position, buffer.use)
         dims = self.program.analysis.dims[buffer.value]
-        key = (dims, value, buffer.kind, buffer.position, buffer.value in self._stacks)
+        dtype = buffer.dtype or value.dtype
+        key = (dims, value, dtype, buffer.kind, buffer.position, buffer.value in self._stacks)
         if key not in self._known:
-            leaf = Leaf("", Role.CONSTANT, value.shape, value.dtype)
+            leaf = Leaf("", Role.CONSTANT, value.shape, dtype)
             held = self._held(
                 value.shape, self._spec(buffer), self._stored_as(buffer, leaf), self.platform
             )

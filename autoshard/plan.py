@@ -94,7 +94,8 @@ class Plan:
       search: how the plan was searched for; None where its mesh and rules were given.
       verified: what the compiler made of the best layouts, best first; empty where none were
         compiled.
-      compiler_options: (name, value) to compile the program with, found by memory mapping.
+      compiler_options: (name, value) to compile the program with, above those of its chip: found
+        quicker by compiling with them, or by memory mapping.
       memory_mapping: how they were found; None where nothing was searched.
     """
 

@@ -1,6 +1,6 @@
 """The memory mapping of a planned program: searched once, or taken from its plan.
 
-plan has options       -> used; a warning if another libtpu found them
+plan has a mapping     -> used; a warning if another libtpu found it
 "off"                  -> nothing
 target is no TPU       -> nothing, noted
 "auto" or a budget     -> searched on the lowered program; options and record go into the plan
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from autoshard.compiler_options import of_chip
 from autoshard.compiling import compiler_versions
 from autoshard.errors import ModelError
 from autoshard.memory_compiler import LoweredCompiler
@@ -90,7 +91,7 @@ class PlannedMapping:
         if self._is_settled:
             return plan
         self._is_settled = True
-        if plan.compiler_options or plan.memory_mapping is not None:
+        if plan.memory_mapping is not None:
             self._check_version(plan)
             return plan
         if self._budget is None:
@@ -103,11 +104,18 @@ class PlannedMapping:
     def options(
         self, plan: Plan, compiler_options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Compiler options of a settled plan, the user's above them; none but the user's where the
-        target is no TPU.
+        """Compiler options of a settled plan: of its chip, above them its own, and the user's above
+        those; none but the user's where the target is no TPU.
         """
-        own = plan.compiler_options if self._target.topology.platform == "tpu" else ()
-        return {**dict(own), **(compiler_options or {})}
+        return {**self.options_of_chip, **self._of_plan(plan), **(compiler_options or {})}
+
+    @property
+    def options_of_chip(self) -> dict[str, str]:
+        """Compiler options for whatever is compiled for the target."""
+        return of_chip(self._target.topology)
+
+    def _of_plan(self, plan: Plan) -> dict[str, str]:
+        return dict(plan.compiler_options) if self._target.topology.platform == "tpu" else {}
 
     def _searched(
         self,
@@ -121,7 +129,7 @@ class PlannedMapping:
             lowered,
             target.topology.compiler_name,
             tuple(target.mesh(plan.mesh).devices.flat),
-            tuple(sorted((compiler_options or {}).items())),
+            tuple(sorted(self.options(plan, compiler_options).items())),
         )
         try:
             mapped = map_memory(compiler, target.machine(plan.mesh), budget, self._say)
@@ -134,7 +142,10 @@ class PlannedMapping:
         self.pictures = pictures_of(mapped)
         record = record_of(mapped, libtpu)
         self._say(f"memory mapping: {record}")
-        return dataclasses.replace(plan, compiler_options=mapped.options, memory_mapping=record)
+        options = {**dict(plan.compiler_options), **dict(mapped.options)}
+        return dataclasses.replace(
+            plan, compiler_options=tuple(options.items()), memory_mapping=record
+        )
 
     def _check_version(self, plan: Plan) -> None:
         record, installed = plan.memory_mapping, libtpu_version()

@@ -3,13 +3,16 @@
 estimate -> the best few -> compiled -> memory: those that fit; simulated time: the quickest
                  ^                         |
                  +---- the limit, corrected by how far the estimate of memory was off
+
+The quickest is then compiled under other options of the compiler.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from autoshard import planning
 from autoshard.compile_report import CompileReport
+from autoshard.compiler_options import OptionSet, alternatives
 from autoshard.errors import CompileError, NoFitError, PassError, PlanError
 from autoshard.layouts import Layout
 from autoshard.plan import Plan
@@ -42,6 +45,7 @@ class Choice:
 class _Compiled:
     candidate: Candidate
     report: CompileReport
+    under: str = ""  # the name of other options
 
     @property
     def needed_bytes(self) -> int:
@@ -88,23 +92,37 @@ def searched(
     if not count:
         candidate = next(candidates(1.0))
         return candidate, candidate.plan
-    chosen = choose(candidates, compile_one, wishes.memory_limit_bytes, wishes.options, count)
+    trial = Trial(compile_one, wishes.memory_limit_bytes, alternatives(target.topology))
+    chosen = choose(candidates, trial, wishes.options, count)
     return chosen.candidate, chosen.plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How candidates are compiled.
+
+    Attributes:
+      compile_one: compiles a candidate, under the options of its plan.
+      limit_bytes: bytes that a device may hold, by the compiler; None: what its chip has.
+      alternatives: options under which the quickest is compiled, too.
+    """
+
+    compile_one: Callable[[Candidate], CompileReport]
+    limit_bytes: int | None
+    alternatives: Sequence[OptionSet] = ()
 
 
 def choose(
     search: Callable[[float], Iterator[Candidate]],
-    compile_one: Callable[[Candidate], CompileReport],
-    limit_bytes: int | None,
+    trial: Trial,
     options: SearchOptions,
     count: int,
 ) -> Choice:
-    """Compile up to `count` layouts and take the quickest that fits.
+    """Compile up to `count` layouts and take the quickest that fits; try other options on it.
 
     Args:
       search: candidates, best first, where memory is compiled at so many times its estimate.
-      compile_one: compiles a candidate.
-      limit_bytes: bytes that a device may hold, by the compiler; None: what its chip has.
+      trial: how they are compiled.
       options: for progress.
       count: the most compilations, but that one round more is made where none fits.
 
@@ -120,19 +138,35 @@ def choose(
         share = max(1, count // 2 if turn == 0 else count - len(done))
         for candidate in _new(search(ratio), tried, share):
             _say_start(options, candidate, len(done))
-            try:
-                done.append(_Compiled(candidate, compile_one(candidate)))
-            except (CompileError, PassError) as error:
-                refused.append(str(error))
-                options.say(f"  refused: {error}")
-                continue
-            _say_end(options, done[-1])
-        fits = any(_fits(x, limit_bytes) for x in done)
+            done += _tried(candidate, trial, options, refused)
+        fits = any(_fits(x, trial.limit_bytes) for x in done)
         new = max((x.ratio for x in done), default=1.0)
         if fits and (len(done) >= count or (turn and abs(new / ratio - 1) < _OFF)):
             break
         ratio = new
-    return _chosen(done, refused, limit_bytes)
+    best = min(_fitting(done, trial.limit_bytes), key=_seconds, default=None)
+    for alternative in trial.alternatives if best is not None else ():
+        assert best is not None
+        plan = dataclasses.replace(best.candidate.plan, compiler_options=alternative.options)
+        candidate = dataclasses.replace(best.candidate, plan=plan)
+        options.say(f"compiling the quickest of them with {alternative.name}")
+        found = _tried(candidate, trial, options, refused)
+        done += [dataclasses.replace(one, under=alternative.name) for one in found]
+    return _chosen(done, refused, trial.limit_bytes)
+
+
+def _tried(
+    candidate: Candidate, trial: Trial, options: SearchOptions, refused: list[str]
+) -> list[_Compiled]:
+    """A candidate compiled; nothing where the compiler refuses it, which is noted."""
+    try:
+        one = _Compiled(candidate, trial.compile_one(candidate))
+    except (CompileError, PassError) as error:
+        refused.append(str(error))
+        options.say(f"  refused: {error}")
+        return []
+    _say_end(options, one)
+    return [one]
 
 
 def _new(candidates: Iterator[Candidate], tried: set[object], count: int) -> Iterator[Candidate]:
@@ -152,12 +186,20 @@ def _fits(one: _Compiled, limit_bytes: int | None) -> bool:
     return fits and (limit_bytes is None or one.needed_bytes <= limit_bytes)
 
 
+def _fitting(done: list[_Compiled], limit_bytes: int | None) -> list[_Compiled]:
+    return [x for x in done if _fits(x, limit_bytes) and x.simulated_s is not None]
+
+
+def _seconds(one: _Compiled) -> float:
+    return one.simulated_s or 0.0
+
+
 def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) -> Choice:
     if not done:
         raise PlanError(
             f"the compiler refuses the best layouts; the first time it said: {refused[0]}"
         )
-    fitting = [x for x in done if _fits(x, limit_bytes) and x.simulated_s is not None]
+    fitting = _fitting(done, limit_bytes)
     if not fitting:
         least = min(done, key=lambda x: x.needed_bytes)
         plan = least.candidate.plan
@@ -168,8 +210,8 @@ def _chosen(done: list[_Compiled], refused: list[str], limit_bytes: int | None) 
             f"({plan.mesh.shape}): use more devices, a smaller batch, passes='auto' or "
             "offload='optimizer'"
         )
-    best = min(fitting, key=lambda x: x.simulated_s or 0.0)
-    order = sorted(done, key=lambda x: (x not in fitting, x.simulated_s or 0.0))
+    best = min(fitting, key=_seconds)
+    order = sorted(done, key=lambda x: (x not in fitting, _seconds(x)))
     rows = tuple(_row(x, best, fitting) for x in order)
     plan = dataclasses.replace(best.candidate.plan, verified=rows)
     return Choice(best.candidate, plan)
@@ -201,9 +243,10 @@ def beside(plan: Plan, other: Plan) -> tuple[Verified, ...]:
 def _row(one: _Compiled, best: _Compiled, fitting: list[_Compiled]) -> Verified:
     plan = one.candidate.plan
     passes = tuple(str(record) for record in one.report.plan.passes)
+    others = (f"with {one.under}",) if one.under else ()
     verdict = _CHOSEN if one is best else ("" if one in fitting else "does not fit")
     return Verified(
-        rules=" ".join((*plan.rules, *passes)),
+        rules=" ".join((*plan.rules, *passes, *others)),
         mesh=str(plan.mesh.shape),
         estimated_s=plan.cost.time.total_s,
         simulated_s=one.simulated_s,

@@ -226,6 +226,20 @@ def test_operands_are_written_once_for_kernels_that_read_memory() -> None:
     assert on_tpu == [(made + 1, made + 1)]  # its transpose is made from the product, too
 
 
+@pytest.mark.parametrize(("platform", "dtype"), [("tpu", "bfloat16"), ("cpu", "float32")])
+def test_a_product_that_is_only_widened_is_held_as_it_was_made(platform: str, dtype: str) -> None:
+    """The gradient of a softmax is computed in float32 from a product in bfloat16."""
+
+    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
+        weights = (x @ w).astype("float32")
+        return ((weights - weights.sum(-1, keepdims=True)).astype("bfloat16") @ w.T).sum()
+
+    specs = spec(8, 32, dtype="bfloat16"), spec(ROWS, 8, dtype="bfloat16")
+    analysis = analysed(loss, *specs, gradient=False)
+    found = find_buffers(analysis, program_flow(analysis), fusion_habits_of(platform))
+    assert next(b.dtype for b in found if analysis.graph.shape(b.value) == (ROWS, 32)) == dtype
+
+
 def test_every_topology_has_the_habits_of_its_compiler() -> None:
     found = [fusion_habits_of(Topology.parse(t).platform) for t in ("v5e:2x2", "h100:8x1", "cpu:8")]
     assert len(set(found)) == 3 and not found[1].makes_operands

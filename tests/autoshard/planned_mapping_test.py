@@ -145,6 +145,21 @@ def test_off_and_other_platforms_search_nothing(monkeypatch: pytest.MonkeyPatch)
     assert mapping.options(carried, {"xla_cpu_y": 1}) == {"xla_cpu_y": 1}
 
 
+def test_options_of_chip_plan_and_user_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(Topology.parse("v6e:2x2"), (), None)
+    scoped = "xla_tpu_scoped_vmem_limit_kib"
+    plan, mapping, _ = settle(synthetic_report.tiny_plan(), None, target)
+    assert mapping.options(plan) == mapping.options_of_chip == {scoped: "65536"}
+    quick = dataclasses.replace(plan, compiler_options=((scoped, "1"), ("xla_a", "1")))
+    assert mapping.options(quick) == {scoped: "1", "xla_a": "1"}
+    assert mapping.options(quick, {"xla_a": "2"}) == {scoped: "1", "xla_a": "2"}
+    # A mapping is searched for under the options that the plan has, and joins them.
+    stage = Stage(monkeypatch, ChainCompiler())
+    mapped, _, _ = settle(quick, BUDGET)
+    assert stage.user_options == {scoped: "1", "xla_a": "1"}
+    assert dict(mapped.compiler_options).keys() >= {scoped, "xla_a", ORDER_OPTION}
+
+
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [

@@ -10,14 +10,16 @@ import pytest
 
 import autoshard
 import models
+from autoshard.compiler_options import OptionSet
 from autoshard.errors import CompileError, PlanError
 from autoshard.plan import Plan
 from autoshard.planning import Candidate
 from autoshard.search.options import SearchOptions
-from autoshard.verified_choice import choose
+from autoshard.verified_choice import Trial, choose
 
 GIB = 2**30
 LIMIT = 10 * GIB
+OTHERS = OptionSet("haste", (("xla_hurry", "true"),))
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,15 @@ def report(plan: Plan, compiled_gib: float, step_s: float) -> Any:
 
 
 def run(
-    plan: Plan, table: Mapping[int, tuple[float, float, float]], count: int = 4
+    plan: Plan,
+    table: Mapping[int, tuple[float, float, float]],
+    count: int = 4,
+    other: tuple[float, float] | None = None,
 ) -> tuple[Any, list[str]]:
-    """Choose among candidates: number -> (estimated GiB, compiled GiB, simulated seconds)."""
+    """Choose among candidates: number -> (estimated GiB, compiled GiB, simulated seconds).
+
+    With `other`, there are other options of the compiler: GiB and seconds under them.
+    """
     compiled: list[str] = []
 
     def search(ratio: float) -> Iterator[Candidate]:
@@ -61,11 +69,15 @@ def run(
         name = one.plan.rules[0]
         compiled.append(name)
         _, needed, step_s = table[int(name[1:])]
+        if one.plan.compiler_options:
+            assert other is not None and one.plan.compiler_options == OTHERS.options
+            needed, step_s = other
         if step_s < 0:
             raise CompileError("the compiler crashed")
         return report(one.plan, needed, step_s)
 
-    return choose(search, compile_one, LIMIT, SearchOptions(), count), compiled
+    trial = Trial(compile_one, LIMIT, (OTHERS,) if other else ())
+    return choose(search, trial, SearchOptions(), count), compiled
 
 
 def test_the_quickest_by_the_compiler_is_chosen_not_by_the_estimate(plan: Plan) -> None:
@@ -93,6 +105,20 @@ def test_an_estimate_that_is_too_low_keeps_others_from_being_compiled(plan: Plan
         "does not fit",
         "does not fit",
     ]
+
+
+@pytest.mark.parametrize(
+    ("other", "is_taken"),
+    [((9, 1.5), True), ((4, 2.5), False), ((11, 0.1), False), ((4, -1.0), False)],
+)
+def test_other_options_are_tried_on_the_quickest_and_kept_where_it_is_quicker_and_fits(
+    plan: Plan, other: tuple[float, float], is_taken: bool
+) -> None:
+    chosen, compiled = run(plan, {1: (4, 4, 3.0), 2: (4, 4, 2.0), 3: (4, 4, 2.5)}, other=other)
+    assert compiled == ["r1", "r2", "r3", "r2"] and chosen.plan.rules == ("r2",)
+    assert chosen.plan.compiler_options == (OTHERS.options if is_taken else ())
+    assert next(r.rules for r in chosen.plan.verified) == ("r2 with haste" if is_taken else "r2")
+    assert chosen.plan.verified[0].verdict == "chosen"
 
 
 def test_what_the_compiler_refuses_is_passed_over(plan: Plan) -> None:
