@@ -23,6 +23,7 @@ from autoshard.optimizer_paths import mirrored_paths
 from autoshard.parameter_gather import ParameterGather
 from autoshard.plan import Plan
 from autoshard.precision import cast_floating
+from autoshard.staged_gather import inner_devices_of
 from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes.accumulate import accumulated, whole_function
@@ -121,12 +122,14 @@ def _gathers(traced: TracedModel, shardings: Shardings) -> list[ParameterGather 
         for tree in (shardings.state.params, shardings.compute, shardings.gradient)
     )
     named = jax.tree_util.tree_leaves_with_path(traced.params)
+    mesh = shardings.state.step.mesh
+    inner = inner_devices_of(mesh)
     gathers: list[ParameterGather | None] = [None] * len(traced.program.whole_inputs)
     for position, (path, leaf) in enumerate(named):
         shardings_of = (stored[position], used[position], gradient[position])
         s, u, g = (spec_of(x.spec, leaf.ndim) for x in shardings_of)
         if s != u:
-            gathers[position] = ParameterGather(path_name(path), stored[position].mesh, s, u, g)
+            gathers[position] = ParameterGather(path_name(path), mesh, s, u, g, inner)
     return gathers
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from autoshard.staged_gather import in_stages
 from passes.row_lookup import Lookup, RowMove, row_move
 from passes.spec import Spec, partition_spec
 
@@ -26,6 +27,7 @@ class ParameterGather:
       path: of the parameter.
       mesh: the mesh.
       stored, used, gradient: layouts.
+      inner: neighbours that gather first, where all devices take part; see `staged_gather`.
     """
 
     path: str
@@ -33,6 +35,7 @@ class ParameterGather:
     stored: Spec
     used: Spec
     gradient: Spec
+    inner: int = 1
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The parameter, laid out for use."""
@@ -42,10 +45,10 @@ class ParameterGather:
 
         @jax.custom_vjp
         def gather(x: jax.Array) -> jax.Array:
-            return _laid(x, self.mesh, self.used)
+            return self._gathered(x)
 
         def forward(x: jax.Array) -> tuple[jax.Array, None]:
-            return _laid(x, self.mesh, self.used), None
+            return self._gathered(x), None
 
         def backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
             if on_tpu:
@@ -55,12 +58,18 @@ class ParameterGather:
         gather.defvjp(forward, backward)
         return gather(x)
 
+    def _gathered(self, x: jax.Array) -> jax.Array:
+        x = in_stages(x, self.mesh, self.stored, self.used, self.inner)
+        return _laid(x, self.mesh, self.used)
+
     def of_slice(self, dim: int) -> "ParameterGather | None":
         """The gather of a slice along `dim`; None where the stored parameter is cut along `dim`."""
         if self.stored[dim]:
             return None
-        without = [(*s[:dim], *s[dim + 1 :]) for s in (self.stored, self.used, self.gradient)]
-        return ParameterGather(self.path, self.mesh, *without)
+        stored, used, gradient = (
+            (*s[:dim], *s[dim + 1 :]) for s in (self.stored, self.used, self.gradient)
+        )
+        return dataclasses.replace(self, stored=stored, used=used, gradient=gradient)
 
     def of_rows(self, lookup: Lookup) -> "RowsOfShards | None":
         """How rows are looked up in its shards; None where it is to be gathered first."""

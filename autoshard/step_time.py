@@ -15,6 +15,8 @@ import itertools
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from autoshard.factors import FactorRole
 from autoshard.graph import SCAN_YS
 from autoshard.memory import MemoryEstimate
@@ -28,14 +30,16 @@ from autoshard.predicted_collectives import (
     REDUCE_SCATTER,
     Phase,
     PredictedCollective,
+    Purpose,
 )
 from autoshard.product_flops import product_flops
 from autoshard.sharded_program import ShardedProgram
+from autoshard.staged_gather import inner_devices
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import Fabric, MachineModel, hlo_dtype
 from passes.ir import PRODUCTS
 
-PERMUTE = "collective-permute"
+PERMUTE, STAGED = "collective-permute", "all-gather in stages"
 _ROWS = 8  # of a tile of the matrix unit
 # Parameters are read and written, gradients read; the optimizer's state is read and written.
 _PARAMETER_PASSES, _OPTIMIZER_PASSES = 3, 2
@@ -77,11 +81,14 @@ class StepTimer:
 
     Attributes:
       machine: devices in the order of the mesh.
+      inner_devices: neighbours that gather parameters first, where all devices do; see
+        `staged_gather`.
     """
 
     def __init__(self, machine: MachineModel) -> None:
         self.machine = machine
         self._lines: dict[tuple[MeshShape, str, tuple[str, ...]], tuple[float, float]] = {}
+        self.inner_devices = _inner_devices(machine)
 
     def collective_s(self, mesh: MeshShape, one: PredictedCollective) -> float:
         """Seconds of one execution."""
@@ -93,11 +100,26 @@ class StepTimer:
 
     def _line(self, mesh: MeshShape, kind: str, axes: tuple[str, ...]) -> tuple[float, float]:
         """Latency and seconds a byte: every model of a collective is linear in its bytes."""
+        if kind == STAGED:
+            return self._staged_line()
         groups, unit = groups_over(mesh, axes), 1e6
         if kind == PERMUTE:  # everybody hands on to the next
             groups = tuple(pair for group in groups for pair in itertools.pairwise(group))
         none, some = (collective_time(self.machine, kind, b, groups).seconds for b in (0.0, unit))
         return none, (some - none) / unit
+
+    def _staged_line(self) -> tuple[float, float]:
+        """Of a gather over all devices, neighbours first: they gather what the others hold once."""
+        devices = np.arange(len(self.machine.coordinates)).reshape(-1, self.inner_devices)
+        latency_s, per_byte_s, unit = 0.0, 0.0, 1e6
+        for ids, share in ((devices, 1 / len(devices)), (devices.T, 1.0)):
+            groups = tuple(map(tuple, ids.tolist()))
+            none, some = (
+                collective_time(self.machine, ALL_GATHER, b, groups).seconds for b in (0.0, unit)
+            )
+            latency_s += none
+            per_byte_s += (some - none) / unit * share
+        return latency_s, per_byte_s
 
     def product_s(self, program: ShardedProgram, index: int) -> float:
         """Seconds of a product or convolution, all repeats."""
@@ -191,7 +213,7 @@ def step_time(
     mesh = program.layout.mesh.refined
     beside_s = _mean_product_s(program, products)
     for one in collectives:
-        as_made = _as_made(one, mesh, machine)
+        as_made = _as_made(one, mesh, timer)
         each_s = timer.collective_s(mesh, as_made)
         communication += one.count * each_s
         covered = min(each_s, beside_s) if _hides(as_made, machine) else 0.0
@@ -208,16 +230,18 @@ def _mean_product_s(program: ShardedProgram, products_s: float) -> float:
     return products_s / runs if runs else 0.0
 
 
-def _as_made(
-    one: PredictedCollective, mesh: MeshShape, machine: MachineModel
-) -> PredictedCollective:
+def _as_made(one: PredictedCollective, mesh: MeshShape, timer: StepTimer) -> PredictedCollective:
     """What the compiler makes of a collective.
 
-    That for TPU gathers and scatters over all devices of a torus of three dimensions by all-reduces
-    (read off its programs).
+    That for TPU gathers and scatters over all devices of a closed torus of three dimensions by
+    all-reduces (read off its programs); parameters are gathered in stages for that.
     """
-    everywhere = one.devices == mesh.device_count and _torus_dims(machine) > 2
-    if machine.platform == "tpu" and everywhere and one.kind in (ALL_GATHER, REDUCE_SCATTER):
+    if timer.inner_devices == 1 or one.devices != mesh.device_count:
+        return one
+    of_parameters = one.purpose is Purpose.PARAMETERS and one.phase is not Phase.OPTIMIZER
+    if one.kind == ALL_GATHER and of_parameters:
+        return dataclasses.replace(one, kind=STAGED)
+    if one.kind in (ALL_GATHER, REDUCE_SCATTER):
         return dataclasses.replace(one, kind=ALL_REDUCE)
     return one
 
@@ -234,6 +258,13 @@ def _hides(one: PredictedCollective, machine: MachineModel) -> bool:
     if machine.platform == "tpu" and _torus_dims(machine) > 2:
         return one.kind == REDUCE_SCATTER
     return one.kind in (ALL_GATHER, REDUCE_SCATTER)
+
+
+def _inner_devices(machine: MachineModel) -> int:
+    torus = [i for i, axis in enumerate(machine.axes) if axis.fabric is Fabric.TORUS]
+    if machine.platform != "tpu" or not torus or torus[0] > 0:  # several slices
+        return 1
+    return inner_devices([[place[i] for i in torus] for place in machine.coordinates])
 
 
 def _torus_dims(machine: MachineModel) -> int:
