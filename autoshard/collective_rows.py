@@ -4,8 +4,8 @@ Arrays are matched, not operations: a compiler combines many into one. In order:
 
     equal       kind, payload and devices agree; those of the same source first
     rewritten   another form of the same: a reduce-scatter as an all-reduce and a slice or as
-                permutes in a loop, a gather as an all-reduce, what every iteration sums as one sum
-                after the loop, another element type, padding
+                permutes in a loop, a gather as an all-reduce or in two stages, what every
+                iteration sums as one sum after the loop, another element type, padding
 
 Whatever is left on either side differs, and its row says where it comes from.
 """
@@ -111,6 +111,7 @@ class _Matcher:
     def rows(self) -> tuple[CollectiveRow, ...]:
         for form in _FORMS:
             self._match(form)
+        self._match_stages()
         self._match_permutes()
         self._match_after_loops()
         for form in _LATE_FORMS:
@@ -161,6 +162,32 @@ class _Matcher:
                 p.kind, _name(p), form.words,
                 (count, count * p.payload_bytes), (count, count * a.payload_bytes),
             )  # fmt: skip
+
+    def _match_stages(self) -> None:
+        """Gathers of a few devices' shards and then of what they gathered, which send as much."""
+        for w, last in self._open():
+            p, a = w.predicted, last.array
+            if (p.kind, p.source, p.payload_bytes) != (a.kind, a.source, a.payload_bytes):
+                continue
+            if p.kind != ALL_GATHER or p.devices % a.devices:
+                continue
+            first = [
+                m
+                for m in self.moved
+                if (m.array.kind, m.array.source, m.array.devices * a.devices)
+                == (p.kind, p.source, p.devices)
+                and m.array.payload_bytes * a.devices == p.payload_bytes
+            ]
+            count = min(w.left, last.left, sum(m.left for m in first))
+            w.left -= count
+            last.left -= count
+            total = (count, count * p.payload_bytes)
+            if count:
+                self._add(p.kind, _name(p), "in two stages", total, total)
+            for m in first:
+                taken = min(m.left, count)
+                m.left -= taken
+                count -= taken
 
     def _match_permutes(self) -> None:
         """Reductions and gathers that go around a ring while a product is computed, in chunks.

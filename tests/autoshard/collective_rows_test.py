@@ -42,6 +42,17 @@ def test_a_combined_array_takes_the_source_of_what_it_was_predicted_for() -> Non
     assert not any(map(differs, rows))
 
 
+def test_a_gather_in_two_stages_is_the_gather_that_was_predicted() -> None:
+    """Of 64 devices: four neighbours each, and then sixteen with what those gathered."""
+    last = moved(kind="all-gather", devices=16, instruction="a")
+    first = moved(kind="all-gather", devices=4, payload_bytes=256, instruction="b")
+    wanted = predicted(kind="all-gather", devices=64)
+    (row,) = collective_rows([wanted], [last, first])
+    assert row == CollectiveRow("all-gather", f"{SOURCE}, in two stages", 2, 2, 8192, 8192)
+    (alone,) = collective_rows([wanted], [last])
+    assert alone.source == SOURCE  # the neighbours' part is missing
+
+
 @pytest.mark.parametrize(
     ("compiled", "words", "count", "size"),
     [
