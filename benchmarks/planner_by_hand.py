@@ -7,7 +7,7 @@ chip, Adam, full rematerialisation, bfloat16 computation on float32 parameters. 
 `jax.jit` (`hand_written_llama.py`), fully sharded times tensor = 1, 2, 4, 8, of the same program;
 beside it with attention kernels that have dimensions for heads, as MaxText's have, and with all
 activations saved, which an expert may ask for where memory allows it as the planner does with
-`passes="auto"`.
+`passes="auto"`; and both with asynchronous collectives, which the planner tries, too.
 
 Columns, from the compiler's schedule, loops multiplied: the compiler's own `estimated_cycles`; all
 computation in cycles, that of a roofline where the compiler gives none (it gives none for products
@@ -32,6 +32,7 @@ import optax
 import autoshard
 import models
 from autoshard import target
+from autoshard.compiler_options import ASYNC_COLLECTIVES
 from autoshard.compiling import compile_program
 from autoshard.mesh_shape import SplitMesh
 from benchmarks.hand_written_llama import HandWritten, lowered_step
@@ -60,6 +61,19 @@ class Form(enum.Enum):
     SAME = "the same program"
     SPLIT_HEADS = "kernels with heads"
     ALL_SAVED = "all saved"
+    ASYNC = "asynchronous collectives"
+    ALL_SAVED_ASYNC = "all saved, asynchronous collectives"
+
+    @property
+    def remat(self) -> bool:
+        """Whether layers are made again in the backward pass."""
+        return self not in (Form.ALL_SAVED, Form.ALL_SAVED_ASYNC)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Compiler options, which the planner may give, too."""
+        given = self in (Form.ASYNC, Form.ALL_SAVED_ASYNC)
+        return dict(ASYNC_COLLECTIVES.options) if given else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +117,14 @@ def by_hand(topology: str, devices: int, tensor: int, form: Form) -> Outcome:
     split = SplitMesh(shape, tuple((n,) for n in shape.names), tuple((s,) for s in shape.sizes))
     mesh, machine = wanted.mesh(split), wanted.machine(split)
     assert isinstance(model.config, LlamaConfig)
-    written = HandWritten(model.config, mesh, form is not Form.ALL_SAVED, form is Form.SPLIT_HEADS)
+    written = HandWritten(model.config, mesh, form.remat, form is Form.SPLIT_HEADS)
     lowered = lowered_step(written, batch["tokens"].shape)
-    compiled = compile_program(lowered, topology=topology, devices=tuple(mesh.devices.flat))
+    compiled = compile_program(
+        lowered,
+        topology=topology,
+        devices=tuple(mesh.devices.flat),
+        compiler_options=form.options,
+    )
     assert compiled.memory is not None
     timeline = simulate(parse(compiled.hlo_text), machine)
     memory_bytes = compiled.memory.needed_bytes
