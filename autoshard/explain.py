@@ -346,6 +346,9 @@ def explain(plan: Plan, width: int) -> str:
     _search(console, plan)
     if plan.memory_mapping is not None:
         console.print(f"{mapping_table(plan.memory_mapping)}\n", soft_wrap=True)
+    elif plan.compiler_options:
+        options = ", ".join(f"{name}={value}" for name, value in plan.compiler_options)
+        console.print(f"Compiled with {options}\n", soft_wrap=True)
     for one in plan.passes:
         console.print(f"pass {one}")
         for note in one.notes:

@@ -182,3 +182,6 @@ def test_explain_says_what_how_why_and_what_it_costs(plan: Plan) -> None:
     ):
         assert expected in text, expected
     assert max(map(len, text.splitlines())) <= 140
+    assert "Compiled with" not in text
+    quick = dataclasses.replace(plan, compiler_options=(("xla_a", "true"), ("xla_b", "1")))
+    assert "Compiled with xla_a=true, xla_b=1" in quick.explain()
