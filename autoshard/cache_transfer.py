@@ -17,10 +17,11 @@ from autoshard.compiled_inference import CompiledInference
 from autoshard.errors import MeshError, PlanError
 from autoshard.explain import format_bytes, format_ms
 from autoshard.layouts import ArrayLayout
-from autoshard.mesh_shape import MeshShape, Spec
+from autoshard.mesh_shape import MeshShape
 from autoshard.topology import Topology
 from passes.hlo.collective_time import collective_time
 from passes.program import Role
+from passes.spec import Spec
 
 # Of each device (outermost) the half-open range of each dimension: [devices, dimensions, 2].
 Slices = np.ndarray

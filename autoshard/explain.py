@@ -15,9 +15,9 @@ from rich.table import Table
 
 from autoshard.layouts import ArrayLayout
 from autoshard.memory_record import BASIS, MemoryMappingRecord
-from autoshard.mesh_shape import Spec
 from autoshard.predicted_collectives import PredictedCollective
 from passes.program import Role
+from passes.spec import Spec
 
 if TYPE_CHECKING:  # the plan module renders itself through this one
     from autoshard.plan import Plan

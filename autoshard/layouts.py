@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from autoshard.errors import BatchError
 from autoshard.lookup_tables import looked_up_dims
-from autoshard.mesh_shape import MeshShape, Spec, SplitMesh, coalesce, rename, split_into_primes
+from autoshard.mesh_shape import MeshShape, SplitMesh, coalesce, rename, split_into_primes
 from autoshard.named_dims import Analysis
 from autoshard.rule_sets.base import (
     Choices,
@@ -26,6 +26,7 @@ from autoshard.rule_sets.base import (
 from autoshard.scales_and_biases import scales_and_biases
 from autoshard.scanned_stacks import scanned_atoms
 from passes.program import Leaf, Role
+from passes.spec import Spec
 
 AtomParts = Mapping[int, tuple[str, ...]]
 

@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from autoshard.adapters import path_name
 from autoshard.layouts import ArrayLayout, Layout
-from autoshard.mesh_shape import Spec
 from autoshard.optimizer_paths import mirrored_paths
 from autoshard.parameter_gather import ParameterGather
 from autoshard.plan import Plan
@@ -28,7 +27,7 @@ from autoshard.state import TrainState
 from autoshard.trace import TracedModel
 from passes.accumulate import accumulated, whole_function
 from passes.program import Role
-from passes.spec import partition_spec, spec_of
+from passes.spec import Spec, partition_spec, spec_of
 
 # (gradients, optimizer's state, parameters, value=loss) -> (parameters, state)
 Update = Callable[..., tuple[Any, Any]]

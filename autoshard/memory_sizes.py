@@ -7,10 +7,10 @@ from autoshard.layouts import ArrayLayout
 from autoshard.looked_up_rows import move_of
 from autoshard.memory_buffers import Buffer, Kind
 from autoshard.memory_tiles import held_bytes
-from autoshard.mesh_shape import Spec
 from autoshard.program_flow import ParameterUse
 from autoshard.sharded_program import ShardedProgram
 from passes.program import Leaf, Role
+from passes.spec import Spec
 
 
 class Sizes:

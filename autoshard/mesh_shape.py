@@ -11,9 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from autoshard.errors import MeshError
-
-# For each dimension, the axis parts that shard it, major to minor.
-Spec = tuple[tuple[str, ...], ...]
+from passes.spec import Spec
 
 
 @dataclasses.dataclass(frozen=True)

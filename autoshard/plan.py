@@ -16,13 +16,14 @@ from autoshard.errors import PlanError
 from autoshard.layouts import ArrayLayout, Layout
 from autoshard.memory import MemoryEstimate
 from autoshard.memory_record import MemoryMappingRecord
-from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
+from autoshard.mesh_shape import MeshShape, SplitMesh
 from autoshard.named_dims import Analysis
 from autoshard.pass_registry import PassRecord, as_tuples
 from autoshard.predicted_collectives import Phase, PredictedCollective, Purpose
 from autoshard.search_record import RunnerUp, SearchRecord, Verified
 from autoshard.step_time import StepTime
 from passes.program import Leaf, Role
+from passes.spec import Spec
 
 FORMAT = "autoshard.plan"
 VERSION = 5

@@ -18,7 +18,12 @@ from autoshard.compiler_options import of_chip
 from autoshard.compiling import compiler_versions
 from autoshard.errors import ModelError
 from autoshard.memory_compiler import LoweredCompiler
-from autoshard.memory_record import MemoryPicture, pictures_of, record_of
+from autoshard.memory_record import (
+    MemoryMappingRecord,
+    MemoryPicture,
+    pictures_of,
+    record_of,
+)
 from autoshard.plan import Plan
 from autoshard.target import Target
 from memory_planner.errors import MemoryPlannerError
@@ -92,7 +97,7 @@ class PlannedMapping:
             return plan
         self._is_settled = True
         if plan.memory_mapping is not None:
-            self._check_version(plan)
+            self._check_version(plan, plan.memory_mapping)
             return plan
         if self._budget is None:
             return plan
@@ -147,9 +152,9 @@ class PlannedMapping:
             plan, compiler_options=tuple(options.items()), memory_mapping=record
         )
 
-    def _check_version(self, plan: Plan) -> None:
-        record, installed = plan.memory_mapping, libtpu_version()
-        if plan.compiler_options and record is not None and record.libtpu != installed:
+    def _check_version(self, plan: Plan, record: MemoryMappingRecord) -> None:
+        installed = libtpu_version()
+        if plan.compiler_options and record.libtpu != installed:
             warnings.warn(
                 f"the plan's memory mapping was found with libtpu {record.libtpu}, and this is "
                 f"{installed}: its options are used, but name instructions that this compiler may "

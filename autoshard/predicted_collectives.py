@@ -21,11 +21,11 @@ from autoshard.factors import FactorRole
 from autoshard.graph import Op
 from autoshard.layouts import ArrayLayout, Layout
 from autoshard.looked_up_rows import gathering, moving
-from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis
 from autoshard.program_flow import VIEWS, ParameterUse, ProgramFlow, program_flow
 from autoshard.sharded_program import ShardedProgram
 from passes.program import Role
+from passes.spec import Spec
 
 ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER = "all-reduce", "reduce-scatter", "all-gather"
 ALL_TO_ALL = "all-to-all"

@@ -4,10 +4,10 @@ import math
 from collections.abc import Collection
 
 from autoshard.layouts import AtomParts, Layout, spec_of
-from autoshard.mesh_shape import Spec
 from autoshard.named_dims import Analysis, ValueDims
 from autoshard.program_flow import ParameterUse
 from passes.program import Leaf, Role
+from passes.spec import Spec
 
 STAGE = "stage"  # the mesh axis of a pipeline
 

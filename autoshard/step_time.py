@@ -37,6 +37,7 @@ from autoshard.sharded_program import ShardedProgram
 from autoshard.staged_gather import inner_devices
 from passes.hlo.collective_time import collective_time
 from passes.hlo.machine import Fabric, MachineModel, hlo_dtype
+from passes.hlo.replica_groups import Groups
 from passes.ir import PRODUCTS
 
 PERMUTE, STAGED = "collective-permute", "all-gather in stages"
@@ -102,24 +103,24 @@ class StepTimer:
         """Latency and seconds a byte: every model of a collective is linear in its bytes."""
         if kind == STAGED:
             return self._staged_line()
-        groups, unit = groups_over(mesh, axes), 1e6
+        groups = groups_over(mesh, axes)
         if kind == PERMUTE:  # everybody hands on to the next
             groups = tuple(pair for group in groups for pair in itertools.pairwise(group))
+        return self._line_of(kind, groups)
+
+    def _line_of(self, kind: str, groups: Groups) -> tuple[float, float]:
+        unit = 1e6
         none, some = (collective_time(self.machine, kind, b, groups).seconds for b in (0.0, unit))
         return none, (some - none) / unit
 
     def _staged_line(self) -> tuple[float, float]:
         """Of a gather over all devices, neighbours first: they gather what the others hold once."""
         devices = np.arange(len(self.machine.coordinates)).reshape(-1, self.inner_devices)
-        latency_s, per_byte_s, unit = 0.0, 0.0, 1e6
-        for ids, share in ((devices, 1 / len(devices)), (devices.T, 1.0)):
-            groups = tuple(map(tuple, ids.tolist()))
-            none, some = (
-                collective_time(self.machine, ALL_GATHER, b, groups).seconds for b in (0.0, unit)
-            )
-            latency_s += none
-            per_byte_s += (some - none) / unit * share
-        return latency_s, per_byte_s
+        first, last = (
+            self._line_of(ALL_GATHER, tuple(map(tuple, ids.tolist())))
+            for ids in (devices, devices.T)
+        )
+        return first[0] + last[0], first[1] / len(devices) + last[1]
 
     def product_s(self, program: ShardedProgram, index: int) -> float:
         """Seconds of a product or convolution, all repeats."""

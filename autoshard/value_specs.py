@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from autoshard.layouts import ArrayLayout, Layout
-from autoshard.mesh_shape import Spec
 from autoshard.named_dims import analyse
 from autoshard.sharded_program import ShardedProgram
 from passes.ir import Var
 from passes.program import Leaf, Program, Role
+from passes.spec import Spec
 
 
 def value_specs(layout: Layout) -> Callable[[Program], Mapping[Var, Spec]]:

@@ -145,14 +145,22 @@ def choose(
             break
         ratio = new
     best = min(_fitting(done, trial.limit_bytes), key=_seconds, default=None)
-    for alternative in trial.alternatives if best is not None else ():
-        assert best is not None
-        plan = dataclasses.replace(best.candidate.plan, compiler_options=alternative.options)
-        candidate = dataclasses.replace(best.candidate, plan=plan)
-        options.say(f"compiling the quickest of them with {alternative.name}")
-        found = _tried(candidate, trial, options, refused)
-        done += [dataclasses.replace(one, under=alternative.name) for one in found]
+    if best is not None:
+        done += _under_alternatives(best.candidate, trial, options, refused)
     return _chosen(done, refused, trial.limit_bytes)
+
+
+def _under_alternatives(
+    candidate: Candidate, trial: Trial, options: SearchOptions, refused: list[str]
+) -> list[_Compiled]:
+    """A candidate compiled under other options."""
+    found = []
+    for alternative in trial.alternatives:
+        plan = dataclasses.replace(candidate.plan, compiler_options=alternative.options)
+        options.say(f"compiling the quickest of them with {alternative.name}")
+        made = _tried(dataclasses.replace(candidate, plan=plan), trial, options, refused)
+        found += [dataclasses.replace(one, under=alternative.name) for one in made]
+    return found
 
 
 def _tried(

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from autoshard.dim_names import DimNames
 from autoshard.errors import RuleError
-from autoshard.mesh_shape import MeshShape, Spec, SplitMesh
+from autoshard.mesh_shape import MeshShape, SplitMesh
 from autoshard.named_dims import Analysis
 from autoshard.structure import Structure
+from passes.spec import Spec
 
 # Axis names that people use for data parallelism; any other axis may be claimed for something else.
 DATA_AXIS_NAMES = frozenset("data dp batch fsdp zero zero3 replica dcn ddp hsdp".split())

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from autoshard.errors import RuleError
-from autoshard.mesh_shape import Spec, SplitMesh
+from autoshard.mesh_shape import SplitMesh
 from autoshard.rule_sets.base import LeafChoice, RuleContext
 from passes.program import Leaf
+from passes.spec import Spec
 
 
 def check_divides(leaf: Leaf, spec: Spec, mesh: SplitMesh, who: str) -> None:
